@@ -2,7 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from collections.abc import Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -17,20 +17,22 @@ TASK_KIND_TRAIN: TaskKind
 TASK_KIND_EVALUATE: TaskKind
 
 class FromParticipant(_message.Message):
-    __slots__ = ("check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave")
+    __slots__ = ("check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready")
     CHECK_IN_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     UPDATE_READY_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_READY_FIELD_NUMBER: _ClassVar[int]
     DECLINED_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
     check_in: CheckIn
     progress: Progress
     update_ready: UpdateReady
     evaluation_ready: EvaluationReady
     declined: Declined
     leave: Leave
-    def __init__(self, check_in: _Optional[_Union[CheckIn, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., update_ready: _Optional[_Union[UpdateReady, _Mapping]] = ..., evaluation_ready: _Optional[_Union[EvaluationReady, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    ready: Ready
+    def __init__(self, check_in: _Optional[_Union[CheckIn, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., update_ready: _Optional[_Union[UpdateReady, _Mapping]] = ..., evaluation_ready: _Optional[_Union[EvaluationReady, _Mapping]] = ..., declined: _Optional[_Union[Declined, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ...) -> None: ...
 
 class FromCoordinator(_message.Message):
     __slots__ = ("welcome", "rejection", "task", "receipt", "cancel", "committed", "run_finished")
@@ -51,16 +53,12 @@ class FromCoordinator(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., rejection: _Optional[_Union[Rejection, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., run_finished: _Optional[_Union[RunFinished, _Mapping]] = ...) -> None: ...
 
 class CheckIn(_message.Message):
-    __slots__ = ("protocol_version", "software", "examples", "holding")
+    __slots__ = ("protocol_version", "software")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
-    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
-    HOLDING_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     software: str
-    examples: int
-    holding: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol_version: _Optional[int] = ..., software: _Optional[str] = ..., examples: _Optional[int] = ..., holding: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("federation", "run_id", "plan", "plan_hash", "lease_s")
@@ -75,6 +73,16 @@ class Welcome(_message.Message):
     plan_hash: bytes
     lease_s: float
     def __init__(self, federation: _Optional[str] = ..., run_id: _Optional[str] = ..., plan: _Optional[bytes] = ..., plan_hash: _Optional[bytes] = ..., lease_s: _Optional[float] = ...) -> None: ...
+
+class Ready(_message.Message):
+    __slots__ = ("plan_hash", "manifest_hash", "examples")
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_HASH_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    plan_hash: bytes
+    manifest_hash: bytes
+    examples: int
+    def __init__(self, plan_hash: _Optional[bytes] = ..., manifest_hash: _Optional[bytes] = ..., examples: _Optional[int] = ...) -> None: ...
 
 class Rejection(_message.Message):
     __slots__ = ("code", "message", "hint")

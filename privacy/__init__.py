@@ -1,0 +1,7 @@
+"""Privacy and cryptography without torch and without a network: canonical transcripts."""
+
+from __future__ import annotations
+
+from privacy.transcript import TranscriptError, digest, encode
+
+__all__ = ["TranscriptError", "digest", "encode"]

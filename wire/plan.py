@@ -1,0 +1,186 @@
+"""The plan of a run: what every party agrees on before the first round, and its hash."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Final, Literal, NoReturn, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from privacy.transcript import digest
+from wire.errors import RefusedError
+from wire.names import Name
+
+MAX_PLAN_BYTES: Final = 1 << 20
+"""A plan is a page of text; a larger one is refused before it is parsed."""
+
+PLAN_LABEL: Final = "fedloom/plan/1"
+
+HexDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 digest in small hexadecimal letters."""
+
+
+class Frozen(BaseModel):
+    """Base of everything read from a file or from a peer: immutable, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RoundsSpec(Frozen):
+    """How a run proceeds, round by round."""
+
+    count: int = Field(default=30, ge=1, le=1_000_000, description="Rounds in a run.")
+    min_participants: int = Field(
+        default=4, ge=1, le=100_000, description="A round starts when at least so many participants are connected."
+    )
+    participants_per_round: int = Field(
+        default=0, ge=0, le=100_000, description="Participants asked to train in a round; 0 asks all that are there."
+    )
+    min_updates: int = Field(
+        default=2, ge=1, le=100_000, description="A round that has fewer usable updates at its deadline is repeated."
+    )
+    deadline_s: float = Field(
+        default=600.0, gt=0, le=30 * 86_400.0, description="Seconds from the start of a round until late updates are left out."
+    )
+    evaluate_every: int = Field(
+        default=1, ge=0, le=1_000_000, description="Every so many rounds participants also score the model; 0 for never."
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=1 << 63, description="Selection, initial model and local shuffling all follow from this number."
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.min_updates > self.min_participants:
+            raise ValueError(
+                f"min_updates = {self.min_updates} is more than min_participants = {self.min_participants}: "
+                "a round could start that can't end"
+            )
+        if 0 < self.participants_per_round < self.min_updates:
+            raise ValueError(
+                f"min_updates = {self.min_updates} is more than participants_per_round = {self.participants_per_round}: "
+                "no round could end"
+            )
+        return self
+
+
+class AggregationSpec(Frozen):
+    """How the updates of a round become the next version: a weighted mean of differences, then a server optimizer."""
+
+    optimizer: Literal["fedavg", "fedadam"] = Field(
+        default="fedavg", description="fedavg adds the mean difference (with momentum if set); fedadam adapts per coordinate."
+    )
+    learning_rate: float = Field(default=1.0, gt=0, le=1_000.0, description="Server learning rate.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Server momentum of fedavg; 0 for none.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="fedadam: decay of the mean of differences.")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="fedadam: decay of the mean of squared differences.")
+    tau: float = Field(default=1e-3, gt=0, le=1.0, description="fedadam: added to the root of the second moment.")
+
+
+class InitialModel(Frozen):
+    """Version 0 of the global model: a checkpoint file and its shape."""
+
+    digest: HexDigest = Field(description="SHA-256 of the checkpoint file; its name as a blob.")
+    size: int = Field(ge=9, le=1 << 44, description="Bytes of the checkpoint file.")
+    dimension: int = Field(ge=1, le=1 << 42, description="Parameters d, that is float32 numbers in the data section.")
+    manifest_hash: HexDigest = Field(description="SHA-256 of the checkpoint's header: length field and JSON.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.size < 4 * self.dimension + 8:
+            raise ValueError(f"size = {self.size} bytes can't hold dimension = {self.dimension} float32 numbers")
+        return self
+
+
+class RunPlan(Frozen):
+    """One training run, immutable. Its hash binds everything that both sides do in the run.
+
+    ``learning`` is the table ``{model, task, training}``, opaque here; its schema is the model's own.
+    """
+
+    format: Literal[1] = Field(default=1, description="Version of this format.")
+    federation: Name = Field(description="The federation's name.")
+    run_id: Name = Field(description="Unique in the federation.")
+    learning: dict[str, Any] = Field(description="Tables model, task and training, as JSON values.")
+    rounds: RoundsSpec = Field(description="Rounds.")
+    aggregation: AggregationSpec = Field(description="Aggregation.")
+    initial: InitialModel = Field(description="Version 0.")
+
+    @model_validator(mode="after")
+    def _learning_is_json(self) -> Self:
+        _check_json(self.learning, "learning", 0)
+        return self
+
+    def canonical(self) -> bytes:
+        """The plan as canonical JSON: UTF-8, sorted keys, no spaces. ``RunPlan.parse`` reads it back to an equal plan."""
+        plain = self.model_dump(mode="python")
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+    @property
+    def hash(self) -> bytes:
+        """32 bytes: ``privacy.digest("fedloom/plan/1", plan)`` over the plan as a plain value."""
+        return digest(PLAN_LABEL, self.model_dump(mode="python"))
+
+    @classmethod
+    def parse(cls, data: bytes) -> RunPlan:
+        """Read a plan that a peer or a store holds.
+
+        Args:
+            data: JSON, at most ``MAX_PLAN_BYTES``.
+
+        Raises:
+            RefusedError: ``plan-mismatch``, with what is wrong and where.
+        """
+        if len(data) > MAX_PLAN_BYTES:
+            _refuse(f"the plan has {len(data)} bytes; at most {MAX_PLAN_BYTES} are read")
+        try:
+            table = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            _refuse(f"the plan is not valid JSON: {error}")
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "plan"
+            _refuse(f"the plan can't be used: {where}: {first['msg']}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RefusedError(
+        "plan-mismatch", message, "Both sides must run compatible versions of fedloom; compare `fedloom --version`."
+    )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key appears twice")
+    return table
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _check_json(value: object, where: str, depth: int) -> None:
+    """Refuse what wouldn't survive a round trip through JSON unchanged."""
+    if depth > 32:
+        raise ValueError(f"{where} nests too deep")
+    if value is None or isinstance(value, bool | int | str):
+        return
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is not a finite number")
+        return
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_json(item, f"{where}[{index}]", depth + 1)
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where} has a key that is not a string: {key!r}")
+            _check_json(item, f"{where}.{key}", depth + 1)
+        return
+    raise ValueError(f"{where} is a {type(value).__name__}, which JSON can't hold")

@@ -1,0 +1,155 @@
+"""What is learnt and how: the tables [model], [task] and [training] of a federation's configuration.
+
+The coordinator carries these as an opaque table inside the plan; participants and the ``model`` and ``data`` commands
+read them with these classes. No deep-learning framework is imported here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+
+EntryPoint = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class _Table(pydantic.BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(_Table):
+    """The model. Everything that fixes a tensor's shape stands here, so that no shape depends on local data.
+
+    Attributes:
+        kind: "multimodal" is the shared transformer encoder for pictures and text; "custom" is a module of yours.
+        image_size: Height and width in pixels to which pictures are brought; a multiple of 8.
+        width: Features of a token inside the encoder; a multiple of ``heads``.
+        depth: Number of shared transformer blocks.
+        heads: Attention heads of each block.
+        embedding: Dimension of the space that all modalities share.
+        text_buckets: Rows of the table into which words and their character n-grams are hashed.
+        text_tokens: Words of a caption that are read; the rest is cut.
+        classes: Outputs of the classification head; 0 for a model without one.
+        factory: For kind "custom": ``module:function`` that returns a ``torch.nn.Module``.
+        options: For kind "custom": keyword arguments of the factory.
+    """
+
+    kind: Literal["multimodal", "custom"] = "multimodal"
+    image_size: int = pydantic.Field(32, ge=8, le=256, multiple_of=8)
+    width: int = pydantic.Field(128, ge=8, le=2048)
+    depth: int = pydantic.Field(2, ge=1, le=48)
+    heads: int = pydantic.Field(4, ge=1, le=64)
+    embedding: int = pydantic.Field(128, ge=2, le=4096)
+    text_buckets: int = pydantic.Field(4096, ge=16, le=4_194_304)
+    text_tokens: int = pydantic.Field(12, ge=1, le=512)
+    classes: int = pydantic.Field(0, ge=0, le=1_000_000)
+    factory: EntryPoint | None = None
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "custom" and self.factory is None:
+            raise ValueError('factory: kind = "custom" needs factory = "module:function"')
+        if self.kind != "custom" and (self.factory is not None or self.options):
+            raise ValueError('factory: factory and options are for kind = "custom" only')
+        if self.width % self.heads:
+            raise ValueError(f"width: {self.width} is not a multiple of heads = {self.heads}")
+        return self
+
+
+class TaskConfig(_Table):
+    """What the model is trained for.
+
+    Attributes:
+        kind: "retrieval" aligns pictures with captions; "classification" predicts the label; "custom" uses your loss.
+        temperature: Start of the learnt temperature of the contrastive loss.
+        image_image: Weight of the contrastive loss between two views of the same picture; 0 leaves it out.
+        augment: Strength of the random changes to pictures in training, in [0, 1]; 0 leaves them as they are.
+        label_smoothing: For "classification": probability mass spread over all classes.
+        loss: For kind "custom": ``module:function`` taking (model, batch), returning a scalar tensor or
+            (tensor, dictionary of metrics).
+    """
+
+    kind: Literal["retrieval", "classification", "custom"] = "retrieval"
+    temperature: float = pydantic.Field(0.07, ge=0.005, le=1.0)
+    image_image: float = pydantic.Field(0.0, ge=0.0, le=10.0)
+    augment: float = pydantic.Field(0.5, ge=0.0, le=1.0)
+    label_smoothing: float = pydantic.Field(0.0, ge=0.0, lt=1.0)
+    loss: EntryPoint | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "custom" and self.loss is None:
+            raise ValueError('loss: kind = "custom" needs loss = "module:function"')
+        if self.kind != "custom" and self.loss is not None:
+            raise ValueError('loss: a loss of your own needs kind = "custom"')
+        return self
+
+
+class TrainingConfig(_Table):
+    """How a participant trains between two versions of the model.
+
+    Attributes:
+        optimizer: "adamw" or "sgd"; a fresh one each round.
+        learning_rate: Step size at its highest.
+        schedule: "constant", or "cosine" from ``learning_rate`` to zero over all rounds of the run.
+        local_steps: Optimizer steps of a round. Not together with ``local_epochs``.
+        local_epochs: Passes over the local data of a round, in place of ``local_steps``.
+        batch_size: Examples of a step; less where the institution has fewer.
+        weight_decay: Decoupled for adamw, L2 for sgd; matrices only, never biases or norms.
+        momentum: Of sgd; the first moment's decay of adamw.
+        clip_norm: Largest L2 norm of the gradient of a step; 0 for none.
+        threads: CPU threads inside an operation. Part of the plan since it changes the rounding of sums.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = pydantic.Field(1e-3, gt=0.0, le=100.0)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    local_steps: int = pydantic.Field(20, ge=1, le=1_000_000)
+    local_epochs: float | None = pydantic.Field(None, gt=0.0, le=10_000)
+    batch_size: int = pydantic.Field(128, ge=1, le=1_000_000)
+    weight_decay: float = pydantic.Field(0.05, ge=0.0, le=10.0)
+    momentum: float = pydantic.Field(0.9, ge=0.0, lt=1.0)
+    clip_norm: float = pydantic.Field(1.0, ge=0.0, le=1e6)
+    threads: int = pydantic.Field(1, ge=1, le=256)
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.local_epochs is not None and "local_steps" in self.model_fields_set:
+            raise ValueError("local_epochs: give local_steps or local_epochs, not both")
+        return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_the_other_length(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A dump must read back: only the length that is in force is written.
+        table: dict[str, Any] = handler(self)
+        table.pop("local_steps" if self.local_epochs is not None else "local_epochs", None)
+        return table
+
+    def steps(self, examples: int) -> int:
+        """Optimizer steps of one round for an institution with that many examples."""
+        if self.local_epochs is None:
+            return self.local_steps
+        return max(1, round(self.local_epochs * examples / min(self.batch_size, max(1, examples))))
+
+
+class LearningConfig(_Table):
+    """The three tables together, as the plan carries them. The defaults are those of the emoji demonstration."""
+
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.task.kind == "retrieval" and self.model.kind == "custom":
+            raise ValueError('task.kind: "retrieval" trains the multimodal model; a custom model needs kind = "custom"')
+        if self.task.kind == "classification" and self.model.kind == "multimodal" and self.model.classes < 2:
+            raise ValueError("model.classes: classification needs the number of classes, at least 2")
+        return self
+
+    def entry_points(self) -> frozenset[str]:
+        """Names of the user code (``module:function``) that this configuration would import."""
+        return frozenset(name for name in (self.model.factory, self.task.loss) if name is not None)

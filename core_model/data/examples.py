@@ -1,0 +1,61 @@
+"""What a data source hands to a task: pictures, captions and labels as plain tensors and lists."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from core_model.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Aligned examples; what a source doesn't have is None.
+
+    Attributes:
+        images: uint8 [n, channels, height, width], 1 or 3 channels.
+        captions: For each example one or more texts that describe it; the first is the one used in evaluation.
+        labels: int64 [n].
+    """
+
+    images: torch.Tensor | None = None
+    captions: Sequence[Sequence[str]] | None = None
+    labels: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse parts of different length."""
+        sizes = {len(part) for part in (self.images, self.captions, self.labels) if part is not None}
+        if len(sizes) != 1:
+            raise DataError(f"Pictures, captions and labels must be equally many, got {sorted(sizes)}.")
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return next(len(part) for part in (self.images, self.captions, self.labels) if part is not None)
+
+    def select(self, indices: Sequence[int] | torch.Tensor) -> Examples:
+        """Those examples, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return Examples(
+            images=None if self.images is None else self.images[index],
+            captions=None if self.captions is None else [self.captions[i] for i in index.tolist()],
+            labels=None if self.labels is None else self.labels[index],
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """One institution's data.
+
+    Attributes:
+        name: The source string it came from.
+        train: What the institution trains on.
+        evaluation: Held-out examples by name; the first is the one whose score matters most.
+        classes: Number of classes where there are labels, else 0.
+    """
+
+    name: str
+    train: Examples
+    evaluation: Mapping[str, Examples]
+    classes: int = 0

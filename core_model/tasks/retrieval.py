@@ -1,0 +1,116 @@
+"""Finding the picture that a text describes: pictures and captions aligned in one space."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from core_model.config import LearningConfig
+from core_model.data.examples import DataSource, Examples
+from core_model.encoder import MultimodalEncoder
+from core_model.errors import DataError
+from core_model.modalities import augment, hash_captions, to_float
+from core_model.objectives import contrastive_loss, ranks
+from core_model.seeds import derive
+from core_model.tasks.base import Evaluation, LearningTask, index_batches, seeded_build
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+_CHUNK = 256
+
+
+class RetrievalTask(LearningTask):
+    """Contrastive training of pictures against their captions.
+
+    Scores, for each held-out set named s: ``s_r_at_1`` and ``s_r_at_10``, the share of captions whose own picture ranks
+    first (among the first ten) of all pictures of that set; and ``loss``, the contrastive loss of the first set.
+    """
+
+    def __init__(self, config: LearningConfig, source: DataSource) -> None:
+        self._config = config
+        for part in (source.train, *source.evaluation.values()):
+            if part.images is None or part.captions is None:
+                raise DataError(f'Data source "{source.name}" has no {"pictures" if part.images is None else "texts"}.')
+        if len(source.train) < 2:
+            raise DataError(f'Data source "{source.name}" has fewer than two training pairs.')
+        self.source = source
+        self._hashed = [self._hash(texts) for texts in source.train.captions or ()]
+        self._queries = {
+            name: self._hash([texts[0] for texts in part.captions or ()]) for name, part in source.evaluation.items()
+        }
+
+    @property
+    def examples(self) -> int:
+        """Number of local training pairs."""
+        return len(self.source.train)
+
+    def build_model(self, seed: int) -> nn.Module:
+        """A new encoder without a classification head."""
+        build = functools.partial(MultimodalEncoder, self._config.model, self._config.task.temperature)
+        return seeded_build(build, seed)
+
+    def batches(self, seed: int, steps: int) -> Iterator[Batch]:
+        """Yield (images, hashed captions, second view of the images or None); one caption of each example at random."""
+        task = self._config.task
+        generator = torch.Generator().manual_seed(seed)
+        chooser = np.random.default_rng(derive(seed, "caption"))
+        images = self.source.train.images
+        assert images is not None
+        for index in index_batches(self.examples, self._config.training.batch_size, seed, steps):
+            pixels = to_float(images[torch.from_numpy(index)], self._config.model.image_size)
+            hashed = [self._hashed[i] for i in index.tolist()]
+            chosen = torch.stack([texts[int(chooser.integers(len(texts)))] for texts in hashed])
+            first = augment(pixels, task.augment, generator)
+            second = augment(pixels, task.augment, generator) if task.image_image else None
+            yield first, chosen, second
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        """Image-text InfoNCE, plus the weighted loss between two views where that is switched on."""
+        assert isinstance(model, MultimodalEncoder)
+        first, hashed, second = batch
+        texts = model.embed_texts(hashed)
+        if second is None:
+            return contrastive_loss(model.embed_images(first), texts, model.scale()), {}
+        one, other = model.embed_images(torch.cat((first, second))).chunk(2)
+        scale = model.scale()
+        matching = (contrastive_loss(one, texts, scale) + contrastive_loss(other, texts, scale)) / 2
+        views = contrastive_loss(one, other, scale)
+        return matching + self._config.task.image_image * views, {"image_text_loss": matching.item()}
+
+    def evaluate(self, model: nn.Module) -> Evaluation:
+        """Text-to-image retrieval within each held-out set."""
+        metrics: dict[str, float] = {}
+        scored = 0
+        for name, part in self.source.evaluation.items():
+            if not len(part):
+                continue
+            images, texts = self.embed(model, part, self._queries[name])
+            rank = ranks(texts, images)
+            metrics[f"{name}_r_at_1"] = (rank <= 1).float().mean().item()
+            metrics[f"{name}_r_at_10"] = (rank <= 10).float().mean().item()
+            if "loss" not in metrics:
+                assert isinstance(model, MultimodalEncoder)
+                metrics["loss"] = contrastive_loss(images, texts, model.scale().detach()).item()
+            scored += len(part)
+        return Evaluation(metrics, scored)
+
+    def embed(self, model: nn.Module, part: Examples, hashed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Representations [n, embedding] of the pictures and of hashed captions, without gradients."""
+        assert isinstance(model, MultimodalEncoder) and part.images is not None
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            images = torch.cat([model.embed_images(chunk) for chunk in part.images.split(_CHUNK)])
+            texts = torch.cat([model.embed_texts(chunk) for chunk in hashed.split(_CHUNK)])
+        model.train(training)
+        return images, texts
+
+    def queries(self, name: str) -> torch.Tensor:
+        """Hashed first captions [n, t, pieces] of a held-out set."""
+        return self._queries[name]
+
+    def _hash(self, texts: Sequence[str]) -> torch.Tensor:
+        return hash_captions(texts, self._config.model.text_buckets, self._config.model.text_tokens)

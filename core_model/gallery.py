@@ -16,12 +16,12 @@ _SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Hit:
-    """A picture found. ``png`` are the bytes of a PNG file; ``right`` says whether it is the query's own picture."""
+class Picture:
+    """A picture found. ``png`` are the bytes of a PNG file; ``correct`` says whether it is the query's own picture."""
 
     png: bytes
     caption: str
-    right: bool
+    correct: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class GalleryRow:
     """A query, its first five pictures from best to worst, its own picture, and the rank of that, from 1, of ``of``."""
 
     query: str
-    hits: tuple[Hit, ...]
+    pictures: tuple[Picture, ...]
     rank: int
     of: int
     wanted: bytes
@@ -59,11 +59,9 @@ def gallery(task: LearningTask, model: nn.Module, count: int, seed: int) -> list
     rows = []
     for query in chosen.tolist():
         found = order[query].tolist()
-        hits = tuple(
-            Hit(_png(part.images[i]), part.captions[i][0], i == query) for i in found[: min(_SHOWN, len(found))]
-        )
+        pictures = tuple(Picture(_png(part.images[i]), part.captions[i][0], i == query) for i in found[:_SHOWN])
         wanted = _png(part.images[query])
-        rows.append(GalleryRow(part.captions[query][0], hits, found.index(query) + 1, len(part), wanted))
+        rows.append(GalleryRow(part.captions[query][0], pictures, found.index(query) + 1, len(part), wanted))
     return rows
 
 

@@ -1,1 +1,158 @@
-"""What both daemons share about the network."""
+"""What both daemons share about the network: TLS, enrolment certificates, plans, chunked blobs, codec, errors.
+
+Names are loaded when they are first used, so that a command that only reads a file starts no gRPC. The database is not
+exported: ``wire.database`` is for the two stores alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wire.blobs import BlobRef, BlobStore, BlobWriter, PartWriter
+    from wire.channel import Listener, abort, connect, error_from, error_of, explain_handshake, join_address, serve
+    from wire.codec import CheckpointHeader, check_update, read_header
+    from wire.config import commented_toml, read_toml, validate
+    from wire.errors import (
+        ConfigError,
+        DataError,
+        Exit,
+        FedloomError,
+        RefusedError,
+        ResourceError,
+        UnreachableError,
+    )
+    from wire.federation import FederationConfig, SimulatedInstitution
+    from wire.federation import load as load_federation
+    from wire.logs import about, set_up_logging
+    from wire.names import check_name
+    from wire.pki import (
+        Credentials,
+        FederationCA,
+        Identity,
+        Role,
+        csr_has_key_of,
+        explain_certificate,
+        federation_of,
+        fingerprint,
+        make_csr,
+        make_key_and_csr,
+        same_key,
+    )
+    from wire.plan import AggregationSpec, InitialModel, RoundsSpec, RunPlan
+    from wire.process import PROTOCOL_VERSION, hold_folder, software, until_stopped
+    from wire.tls import (
+        client_credentials,
+        enrolment_credentials,
+        newcomer_credentials,
+        peer_identity,
+        pinned_ca,
+        server_credentials,
+    )
+    from wire.token import Token
+    from wire.transfer import BlobPolicy, BlobService, download, file_digest, upload
+
+_HOME = {
+    "blobs": ("BlobRef", "BlobStore", "BlobWriter", "PartWriter"),
+    "channel": (
+        "Listener", "abort", "connect", "error_from", "error_of", "explain_handshake", "join_address", "serve",
+    ),
+    "codec": ("CheckpointHeader", "check_update", "read_header"),
+    "config": ("commented_toml", "read_toml", "validate"),
+    "errors": (
+        "ConfigError", "DataError", "Exit", "FedloomError", "RefusedError", "ResourceError", "UnreachableError",
+    ),
+    "federation": ("FederationConfig", "SimulatedInstitution", "load_federation"),
+    "logs": ("about", "set_up_logging"),
+    "names": ("check_name",),
+    "pki": (
+        "Credentials", "FederationCA", "Identity", "Role", "csr_has_key_of", "explain_certificate", "federation_of",
+        "fingerprint", "make_csr", "make_key_and_csr", "same_key",
+    ),
+    "plan": ("AggregationSpec", "InitialModel", "RoundsSpec", "RunPlan"),
+    "process": ("PROTOCOL_VERSION", "hold_folder", "software", "until_stopped"),
+    "tls": (
+        "client_credentials", "enrolment_credentials", "newcomer_credentials", "peer_identity", "pinned_ca",
+        "server_credentials",
+    ),
+    "token": ("Token",),
+    "transfer": ("BlobPolicy", "BlobService", "download", "file_digest", "upload"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_RENAMED = {"load_federation": "load"}
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "AggregationSpec",
+    "BlobPolicy",
+    "BlobRef",
+    "BlobService",
+    "BlobStore",
+    "BlobWriter",
+    "CheckpointHeader",
+    "ConfigError",
+    "Credentials",
+    "DataError",
+    "Exit",
+    "FederationCA",
+    "FederationConfig",
+    "FedloomError",
+    "Identity",
+    "InitialModel",
+    "Listener",
+    "PartWriter",
+    "RefusedError",
+    "ResourceError",
+    "Role",
+    "RoundsSpec",
+    "RunPlan",
+    "SimulatedInstitution",
+    "Token",
+    "UnreachableError",
+    "abort",
+    "about",
+    "check_name",
+    "check_update",
+    "client_credentials",
+    "commented_toml",
+    "connect",
+    "csr_has_key_of",
+    "download",
+    "enrolment_credentials",
+    "error_from",
+    "error_of",
+    "explain_certificate",
+    "explain_handshake",
+    "federation_of",
+    "file_digest",
+    "fingerprint",
+    "hold_folder",
+    "join_address",
+    "load_federation",
+    "make_csr",
+    "make_key_and_csr",
+    "newcomer_credentials",
+    "peer_identity",
+    "pinned_ca",
+    "read_header",
+    "read_toml",
+    "same_key",
+    "serve",
+    "server_credentials",
+    "set_up_logging",
+    "software",
+    "until_stopped",
+    "upload",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load an exported name (PEP 562)."""
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value

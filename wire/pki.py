@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from wire.errors import ConfigError, DataError, RefusedError
-from wire.names import check_name
+from wire.names import check_name, is_name
 
 MAX_PEM_BYTES: Final = 16 << 10
 """Certificates and signing requests larger than this are refused unread."""
@@ -265,6 +265,18 @@ def fingerprint(ca_pem: bytes) -> bytes:
     return _load_certificate(ca_pem).fingerprint(hashes.SHA256())
 
 
+def federation_of(ca_pem: bytes) -> str:
+    """The federation's name, from its CA's certificate.
+
+    Raises:
+        RefusedError: ``certificate-foreign`` if this isn't the certificate of a federation.
+    """
+    name = _common_name(_load_certificate(ca_pem).subject)
+    if not is_name(name):
+        raise RefusedError("certificate-foreign", "this is not the certificate of a federation's authority", _REJOIN)
+    return name
+
+
 def make_key_and_csr(name: str) -> tuple[bytes, bytes]:
     """Make a new private key (PKCS #8 PEM, unencrypted) and a signing request for it (PKCS #10 PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -453,3 +465,21 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         return x509.DNSName(host)
+
+
+def same_key(one_pem: bytes, other_pem: bytes) -> bool:
+    """Whether two certificates are for the same key: a renewed certificate is, one from a new enrolment isn't.
+
+    Raises:
+        RefusedError: ``certificate-foreign`` if either isn't a certificate.
+    """
+    return _load_certificate(one_pem).public_key() == _load_certificate(other_pem).public_key()
+
+
+def csr_has_key_of(csr_pem: bytes, certificate_pem: bytes) -> bool:
+    """Whether a signing request is for the key of a certificate.
+
+    Raises:
+        RefusedError: ``csr-invalid`` or ``certificate-foreign`` if either can't be read.
+    """
+    return _csr_key(csr_pem) == _load_certificate(certificate_pem).public_key()

@@ -1,0 +1,142 @@
+"""``federation.toml``: the whole federation in one file, the same for simulation, loopback and institutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from wire.config import read_toml, validate
+from wire.names import Name
+from wire.plan import AggregationSpec, Frozen, RoundsSpec
+
+Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class FederationSection(Frozen):
+    """Who we are."""
+
+    name: Name = Field(default="emoji-demo", description="The federation's name: small letters, digits, hyphens.")
+
+
+class CoordinatorSection(Frozen):
+    """The coordinator daemon."""
+
+    host: Host = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all of this machine's.")
+    port: Port = Field(default=7600, description="Port for participants and operators (mutual TLS); 0 for any free one.")
+    enrolment_port: Port = Field(default=7601, description="Port where newcomers show their token; 0 for any free one.")
+    public_host: Host = Field(
+        default="localhost", description="Name or address under which sites reach this machine; tokens carry it."
+    )
+    state: Path = Field(
+        default=Path("fedloom-state"),
+        description="Folder for keys, database and checkpoints; relative to this file. Back it up, keep it private.",
+    )
+    lease_s: float = Field(
+        default=30.0, ge=1.0, le=3_600.0, description="Seconds of silence after which a participant counts as gone."
+    )
+    invitation_ttl_s: float = Field(
+        default=86_400.0, ge=60.0, le=30 * 86_400.0, description="Seconds for which a token may be used."
+    )
+
+    certificate_days: float = Field(
+        default=90.0, gt=0.0, le=3_650.0, description="Days for which a site's certificate is valid; it renews itself before."
+    )
+    reserve_mb: int = Field(default=512, ge=0, le=1 << 30, description="Disk space to leave free, in MB.")
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port == self.enrolment_port != 0:
+            raise ValueError(f"port and enrolment_port are both {self.port}; they must differ")
+        return self
+
+
+class SimulatedInstitution(Frozen):
+    """One simulated participant."""
+
+    name: Name = Field(description="The participant's name.")
+    data: str = Field(min_length=1, max_length=4_096, description="Its data source, as for `participant join --data`.")
+    seconds: float = Field(default=1.0, ge=0.0, le=1e6, description="Virtual seconds that it trains in a round.")
+
+
+_STYLES = ("twemoji", "openmoji", "line-art", "mono")
+
+
+class SimulationSection(Frozen):
+    """What `fedloom simulate` runs: the same federation in one process with a virtual clock."""
+
+    workers: int = Field(default=1, ge=1, le=1_024, description="Participants that train at the same time.")
+    compare_local: bool = Field(
+        default=True, description="Also train each institution alone, to show what the federation adds."
+    )
+    report: Path = Field(default=Path("report.html"), description="Where the HTML report goes; relative to this file.")
+    institutions: tuple[SimulatedInstitution, ...] = Field(
+        default=tuple(SimulatedInstitution(name=style, data=f"emoji:{style}") for style in _STYLES),
+        min_length=1,
+        max_length=100_000,
+        description="The participants: name, data source, and virtual seconds of training in a round.",
+    )
+
+    @field_validator("institutions")
+    @classmethod
+    def _names_differ(cls, institutions: tuple[SimulatedInstitution, ...]) -> tuple[SimulatedInstitution, ...]:
+        seen: set[str] = set()
+        for institution in institutions:
+            if institution.name in seen:
+                raise ValueError(f"the name {institution.name!r} appears twice")
+            seen.add(institution.name)
+        return institutions
+
+
+class FederationConfig(Frozen):
+    """A Fedloom federation. Every key may be left out; what stands here is the default unless you change it."""
+
+    federation: FederationSection = Field(default=FederationSection(), description="Who we are.")
+    coordinator: CoordinatorSection = Field(default=CoordinatorSection(), description="The coordinator daemon.")
+    rounds: RoundsSpec = Field(default=RoundsSpec(), description="How a run proceeds, round by round.")
+    aggregation: AggregationSpec = Field(
+        default=AggregationSpec(), description="How the updates of a round become the next version of the model."
+    )
+    model: dict[str, Any] = Field(default_factory=dict, description="The model that is trained.")
+    task: dict[str, Any] = Field(default_factory=dict, description="What it is trained for.")
+    training: dict[str, Any] = Field(default_factory=dict, description="How each participant trains in a round.")
+    simulation: SimulationSection = Field(
+        default=SimulationSection(), description="Only for `fedloom simulate`: institutions on this machine."
+    )
+
+    def learning(self) -> dict[str, Any]:
+        """The tables ``{model, task, training}`` as a plan carries them."""
+        return {"model": self.model, "task": self.task, "training": self.training}
+
+    def changed(self, **sections: Mapping[str, Any]) -> Self:
+        """A copy in which command-line options replace single keys; an option that is None changes nothing.
+
+        >>> FederationConfig().changed(rounds={"count": 3, "seed": None}).rounds.count
+        3
+
+        Raises:
+            ConfigError: If a value isn't allowed.
+        """
+        tables = self.model_dump(mode="python")
+        for section, options in sections.items():
+            tables[section].update({key: value for key, value in options.items() if value is not None})
+        return validate(type(self), tables, "command line")
+
+
+def load(path: Path) -> FederationConfig:
+    """Read a ``federation.toml``. Relative paths in it are relative to the file; they are returned resolved so.
+
+    Raises:
+        ConfigError: With every mistake of the file.
+    """
+    config = validate(FederationConfig, read_toml(path), str(path))
+    folder = path.parent
+    return config.model_copy(
+        update={
+            "coordinator": config.coordinator.model_copy(update={"state": folder / config.coordinator.state}),
+            "simulation": config.simulation.model_copy(update={"report": folder / config.simulation.report}),
+        }
+    )

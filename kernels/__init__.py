@@ -1,7 +1,7 @@
 """Numeric kernels, each a folder with its reference, its fast versions, and one public function that dispatches.
 
-Importing this package loads nothing; a kernel's folder is imported when its name is first used, and a framework only when
-an array of that framework is passed.
+Importing this package loads nothing; a kernel's folder is imported when its name is first used, and a framework only
+when an array of that framework is passed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the coordinator remembers, and what each method of a back end MUST do.
 
-The store is an event log with a roster beside it. The round machine (``coordinator.rounds``) is a deterministic function of
-its events; the log of a run is therefore the run. A back end MUST make ``append`` durable before it returns: what the
-coordinator shows to anyone has been written first.
+The store is an event log with a roster beside it. The round machine (``coordinator.rounds``) is a deterministic
+function of its events; the log of a run is therefore the run. A back end MUST make ``append`` durable before it
+returns: what the coordinator shows to anyone has been written first.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def weighted_sum(
     once, rows from first to last), so the result doesn't depend on ``block``, on how the caller slices the coordinates,
     or on whether the rows come in one call or in several with ``accumulate``.
 
-    Cost for n rows of d: reads 4 n d bytes, writes 8 d bytes, 2 n d - d FLOPs. Beside ``out`` it needs 8 ``block`` bytes;
-    rows are read where they lie and never copied whole.
+    Cost for n rows of d: reads 4 n d bytes, writes 8 d bytes, 2 n d - d FLOPs. Beside ``out`` it needs 8 ``block``
+    bytes; rows are read where they lie and never copied whole.
 
     Example:
         >>> weighted_sum([0.25, 0.75], [np.float32([4, 8]), np.float32([0, 4])]).tolist()

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Three passes touch a block for each row (widen, scale, add). At 32,768 coordinates the accumulator and the scratch row take
-# 512 KiB together. Measured over 2,048 to 1,048,576: slower on both sides, by a third at the ends.
+# Three passes touch a block for each row (widen, scale, add). At 32,768 coordinates the accumulator and the scratch
+# row take 512 KiB together. Measured over 2,048 to 1,048,576: slower on both sides, by a third or more at the ends.
 BLOCK: Final = 32_768
 
 

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kernels
 import pytest
+
+import kernels
 
 ROOT = Path(__file__).parents[3]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from kernels.weighted_sum import reference, weighted_sum
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -27,9 +30,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @given(rows_and_weights(), st.integers(1, 50))
-def test_equals_the_reference_bit_for_bit_in_any_block(
-    case: tuple[np.ndarray, list[float]], block: int
-) -> None:
+def test_equals_the_reference_bit_for_bit_in_any_block(case: tuple[np.ndarray, list[float]], block: int) -> None:
     rows, weights = case
     expected = reference.weighted_sum(weights, rows)
     assert same_bits(weighted_sum(weights, rows, block=block), expected)
@@ -45,7 +46,7 @@ def test_slicing_and_batching_change_no_bit(cuts: list[int], batch: int) -> None
     whole = weighted_sum(weights, rows)
     pieces = np.empty(100_000)
     edges = [0, *sorted(cuts), 100_000]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         for first in range(0, 5, batch):
             some = slice(first, first + batch)
             weighted_sum(weights[some], rows[some, start:stop], pieces[start:stop], accumulate=first > 0)

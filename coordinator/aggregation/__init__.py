@@ -1,0 +1,20 @@
+"""From accepted updates to the next version of the model."""
+
+from coordinator.aggregation.blobs import merge_blobs
+from coordinator.aggregation.check import UpdateRefused
+from coordinator.aggregation.merge import MergeJob, MergeResult, OptimizerOverflow, Update, merge
+from coordinator.aggregation.optimizer import FedAdam, FedAvg, ServerOptimizer, server_optimizer
+
+__all__ = [
+    "FedAdam",
+    "FedAvg",
+    "MergeJob",
+    "MergeResult",
+    "OptimizerOverflow",
+    "ServerOptimizer",
+    "Update",
+    "UpdateRefused",
+    "merge",
+    "merge_blobs",
+    "server_optimizer",
+]

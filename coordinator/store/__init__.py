@@ -1,0 +1,15 @@
+"""What the coordinator remembers: the runs' event logs, checkpoints, roster and refusals."""
+
+from coordinator.store.base import Checkpoint, Invitation, Member, MemberState, Run, Store, Transition
+from coordinator.store.opening import open_store
+
+__all__ = [
+    "Checkpoint",
+    "Invitation",
+    "Member",
+    "MemberState",
+    "Run",
+    "Store",
+    "Transition",
+    "open_store",
+]

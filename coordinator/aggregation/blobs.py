@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.aggregation.merge import MergeJob, MergeResult, Update, merge
 from coordinator.aggregation.optimizer import server_optimizer
-from wire.plan import RunPlan
-from wire.store import BlobStore
+from wire import BlobStore, RunPlan
 
 if TYPE_CHECKING:
     from coordinator.rounds import BeginMerge

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.aggregation.files import ITEM, VectorFile
-from wire.errors import RefusedError
+from wire import RefusedError
 
 
 class UpdateRefused(RefusedError):

@@ -24,9 +24,7 @@ from coordinator.aggregation.check import UpdateRefused, all_finite, not_finite,
 from coordinator.aggregation.files import ITEM, VectorFile
 from coordinator.aggregation.optimizer import ServerOptimizer
 from kernels.weighted_sum import weighted_sum
-from wire.codec import CheckpointHeader, read_header
-from wire.errors import DataError, RefusedError
-from wire.store import BlobStore, LocalWriter
+from wire import BlobStore, BlobWriter, CheckpointHeader, DataError, RefusedError, read_header
 
 # Coordinates in a slice: mean, two scratch rows, base and a row take 1 MiB together, which a level-2 cache holds.
 SLICE: Final = 1 << 15
@@ -125,8 +123,8 @@ def merge(job: MergeJob, blobs: BlobStore, *, slice_size: int = SLICE) -> MergeR
         checkpoint.write(_header_bytes(job.base, header))
         _run(inputs, job.optimizer, header.dimension, [checkpoint, *vectors], slice_size)
         # The checkpoint last: where it exists, all of the merge does.
-        state = tuple(vector.commit(sync=True).digest for vector in vectors)
-        digest = checkpoint.commit(sync=True).digest
+        state = tuple(vector.commit() for vector in vectors)
+        digest = checkpoint.commit()
         return MergeResult(digest=digest, size=header.size, state=state, examples=total)
 
 
@@ -150,7 +148,7 @@ class _Inputs:
 
 
 def _run(
-    inputs: _Inputs, optimizer: ServerOptimizer, dimension: int, outputs: Sequence[LocalWriter], slice_size: int
+    inputs: _Inputs, optimizer: ServerOptimizer, dimension: int, outputs: Sequence[BlobWriter], slice_size: int
 ) -> None:
     """Stream all coordinates from the inputs to the outputs (the checkpoint, then the state)."""
     width = min(slice_size, dimension)

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wire.plan import AggregationSpec
+from wire import AggregationSpec
 
 
 class ServerOptimizer(abc.ABC):

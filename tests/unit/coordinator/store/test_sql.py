@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from coordinator.store import Checkpoint, Run, Transition, open_store, schema
 from coordinator.store.opening import MIGRATIONS
 from coordinator.store.sql import OTHER_PEERS, SqlStore
+from wire import ConfigError, DataError, ResourceError
 from wire.database import open_sqlite
-from wire.errors import ConfigError, DataError, ResourceError
 
 ROOT = Path(__file__).parents[4]
 

@@ -111,10 +111,10 @@ def encode(value: object) -> bytes:
     '42000000000000000101'
 
     Formal Guarantees:
-        Injective: two values that differ (as values of the table above, where ``True`` differs from ``1`` and ``1`` from
-        ``1.0``, and a list equals the tuple of its items) have different encodings. Proof sketch: tag and length delimit
-        each content, so an encoding parses in one way only; every content is injective for its type; dict keys are
-        unique and sorted. No encoding is a prefix of another, so encodings may be concatenated.
+        Injective: two values that differ (as values of the table above, where ``True`` differs from ``1`` and ``1``
+        from ``1.0``, and a list equals the tuple of its items) have different encodings. Proof sketch: tag and length
+        delimit each content, so an encoding parses in one way only; every content is injective for its type; dict keys
+        are unique and sorted. No encoding is a prefix of another, so encodings may be concatenated.
 
     Args:
         value: None, bool, int of any size, float, str, bytes, list or tuple, dict with str keys; nested at most

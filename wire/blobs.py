@@ -160,7 +160,7 @@ class PartWriter:
                 self._part.unlink(missing_ok=True)
                 raise RefusedError(
                     "blob-digest",
-                    f"the blob's content doesn't have the digest {self._expected.digest.hex()[:16]}... it was announced with",
+                    f"the blob's content doesn't have the announced digest {self.digest.hex()[:16]}...",
                     "Send it again from the beginning; if it happens again, look at the sender's disk.",
                 )
             with disk_errors(self._part):
@@ -254,7 +254,7 @@ class BlobWriter:
 class BlobStore:
     """A folder of content-addressed files. All methods are blocking and safe to call from any thread.
 
-    A complete blob is ``<digest>``, a partial one ``<digest>.<owner>.part``, one being made here ``local-<process>-*.part``.
+    A complete blob is ``<digest>``, a partial one ``<digest>.<owner>.part``, one being made ``local-<process>-*.part``.
     Several processes may make and read blobs in one folder; only one of them may receive and collect garbage.
 
     Args:
@@ -331,7 +331,9 @@ class BlobStore:
         held = self.received(digest, owner)
         if offset not in (0, held) or offset > size:
             raise RefusedError(
-                "blob-offset", f"the transfer starts at byte {offset}; {held} bytes are here", "Ask Stat, then go on there."
+                "blob-offset",
+                f"the transfer starts at byte {offset}; {held} bytes are here",
+                "Ask Stat, then go on there.",
             )
         self.check_room(size - offset)
         writer = PartWriter(self, BlobRef(digest, size), part, offset)
@@ -405,7 +407,7 @@ class BlobStore:
             free = shutil.disk_usage(self.folder).free
         if free - needed < self._reserve_bytes:
             raise ResourceError(
-                f"{self.folder}: {needed} bytes don't fit: {free} are free, of which {self._reserve_bytes} stay in reserve",
+                f"{self.folder}: {needed} bytes don't fit: {free} are free and {self._reserve_bytes} stay in reserve",
                 "Make room on this disk.",
                 code="disk-full",
             )
@@ -430,7 +432,9 @@ class BlobStore:
 
 def unknown(digest: bytes) -> RefusedError:
     """The refusal for a blob that isn't here."""
-    return RefusedError("blob-unknown", f"there is no blob {digest[:8].hex()}...", "It may have been removed; check in again.")
+    return RefusedError(
+        "blob-unknown", f"there is no blob {digest[:8].hex()}...", "It may have been removed; check in again."
+    )
 
 
 def _name(digest: bytes) -> str:

@@ -1,7 +1,7 @@
 """gRPC channels and servers as both daemons use them, and how errors cross the wire.
 
-An error travels as a gRPC status with three entries of trailing metadata: ``fedloom-code``, and the message and the hint
-as UTF-8 under ``-bin`` keys (plain metadata is ASCII only). Both sides therefore read the same :class:`FedloomError`.
+An error travels as a gRPC status with three entries of trailing metadata: ``fedloom-code``, and the message and the
+hint as UTF-8 under ``-bin`` keys (plain metadata is ASCII only). Both sides therefore read the same error.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NoReturn, cast
 
 import grpc
 
@@ -65,8 +65,8 @@ def channel_options(federation: str | None) -> _Options:
     """Options of every gRPC channel of ours.
 
     Args:
-        federation: Whose coordinator must answer: the certificate has to name ``coordinator.<federation>``, whatever the
-            address is. None leaves the check to the address, for newcomers that don't know the federation's name yet.
+        federation: Whose coordinator must answer: the certificate has to name ``coordinator.<federation>``, whatever
+            the address is. None leaves the check to the address.
     """
     options: _Options = (
         *_COMMON,
@@ -111,7 +111,7 @@ async def serve(
     credentials: grpc.ServerCredentials,
     register: Callable[[grpc.aio.Server], None],
     *,
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
 ) -> Listener:
     """Start a server.
 
@@ -167,7 +167,6 @@ def _check_port(host: str, port: int) -> None:
 
 def _bind_error(host: str, port: int, error: OSError) -> FedloomError:
 
-
     if error.errno == errno.EADDRINUSE:
         return ResourceError(
             f"port {port} on {host} is in use by another program",
@@ -203,7 +202,7 @@ def error_from(error: grpc.aio.AioRpcError) -> FedloomError:
 
     Texts of a peer are untrusted: they are bounded and control characters are removed.
     """
-    entries = {key: value for key, value in (error.trailing_metadata() or ()) if key.startswith("fedloom-")}
+    entries = dict(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
     code = entries.get(CODE_KEY)
     if isinstance(code, str) and _CODE.fullmatch(code):
         return error_of(code, _text(entries.get(MESSAGE_KEY)) or code, _text(entries.get(HINT_KEY)))

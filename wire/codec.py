@@ -1,7 +1,7 @@
 """The two kinds of vector files, read without torch and without trusting them.
 
-A *checkpoint* is a safetensors file whose data section is the flat vector: all tensors F32, contiguous, without gaps. An
-*update* is the bare vector: ``4 * d`` bytes, little-endian float32.
+A *checkpoint* is a safetensors file whose data section is the flat vector: all tensors F32, contiguous, without gaps.
+An *update* is the bare vector: ``4 * d`` bytes, little-endian float32.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _span(name: str, entry: Any) -> tuple[int, int, str]:
         _refuse(f"tensor {name!r} has no description")
     if entry.get("dtype") != "F32":
         _refuse(f"tensor {name!r} has dtype {entry.get('dtype')!r}; a checkpoint holds F32 only")
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+    shape, offsets = _naturals(entry.get("shape")), _naturals(entry.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2:
         _refuse(f"tensor {name!r} has an impossible shape or offsets")
     begin, stop = offsets
     if stop - begin != 4 * math.prod(shape):
@@ -102,12 +102,13 @@ def _span(name: str, entry: Any) -> tuple[int, int, str]:
     return begin, stop, name
 
 
-def _naturals(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 48 for item in value)
-    )
+def _naturals(value: Any) -> list[int] | None:
+    """``value`` if it is a short list of numbers that sizes can have, else None."""
+    if not isinstance(value, list) or len(value) > 64:
+        return None
+    if not all(type(item) is int and 0 <= item < 1 << 48 for item in value):
+        return None
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def check_update(path: Path, dimension: int) -> None:
             buffer = np.empty(min(_SLICE_FLOATS, dimension), dtype="<f4")
             for start in range(0, dimension, _SLICE_FLOATS):
                 part = buffer[: min(_SLICE_FLOATS, dimension - start)]
-                if file.readinto(memoryview(part).cast("B")) != part.nbytes:
+                if file.readinto(part.data.cast("B")) != part.nbytes:
                     raise DataError(f"{path}: the file became shorter while it was read")
                 _check_finite(part, start)
     except OSError as error:

@@ -179,7 +179,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def commented_toml(config: BaseModel, tables: Mapping[str, BaseModel] | None = None) -> str:
     """A configuration as TOML in which a comment explains each key. Reading it gives the configuration back.
 
-    The text is made of the models' own descriptions, types and ranges, so it can't say anything the software doesn't do.
+    The text is made of the models' own descriptions, types and ranges, so it can't say what the software doesn't do.
 
     Args:
         config: The whole configuration; its fields are the file's sections.

@@ -44,7 +44,7 @@ def open_sqlite(path: Path) -> sqlalchemy.Engine:
 
 def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
     # The driver must not begin transactions by itself: _begin does.
-    connection.isolation_level = None  # type: ignore[attr-defined]
+    connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
         "journal_mode=WAL",
@@ -79,16 +79,22 @@ def translate(path: Path, error: BaseException) -> FedloomError | None:
     if not isinstance(error, sqlite3.Error):
         return None
     if "database or disk is full" in text:
-        return ResourceError(f"{path}: the disk is full", "Make room, then start again: nothing was lost.", code="disk-full")
+        return ResourceError(
+            f"{path}: the disk is full", "Make room, then start again: nothing was lost.", code="disk-full"
+        )
     if "unable to open database file" in text:
         return ConfigError(f"{path}: this database can't be opened", "Does the folder exist, and may you write in it?")
     if "attempt to write a readonly database" in text:
-        return ConfigError(f"{path}: this database may not be written", "Check the owner and the mode of file and folder.")
+        return ConfigError(
+            f"{path}: this database may not be written", "Check the owner and the mode of file and folder."
+        )
     if "file is not a database" in text or "malformed" in text:
         return DataError(f"{path}: this is not a database, or it is damaged", "Restore it from a backup.")
     if "database is locked" in text:
         return ResourceError(
-            f"{path}: another process holds this database", "Does a second daemon run in the same state folder?", code="locked"
+            f"{path}: another process holds this database",
+            "Does a second daemon run in the same state folder?",
+            code="locked",
         )
     return None
 

@@ -26,7 +26,9 @@ class CoordinatorSection(Frozen):
     """The coordinator daemon."""
 
     host: Host = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all of this machine's.")
-    port: Port = Field(default=7600, description="Port for participants and operators (mutual TLS); 0 for any free one.")
+    port: Port = Field(
+        default=7600, description="Port for participants and operators (mutual TLS); 0 for any free one."
+    )
     enrolment_port: Port = Field(default=7601, description="Port where newcomers show their token; 0 for any free one.")
     public_host: Host = Field(
         default="localhost", description="Name or address under which sites reach this machine; tokens carry it."
@@ -43,9 +45,16 @@ class CoordinatorSection(Frozen):
     )
 
     certificate_days: float = Field(
-        default=90.0, gt=0.0, le=3_650.0, description="Days for which a site's certificate is valid; it renews itself before."
+        default=90.0,
+        gt=0.0,
+        le=3_650.0,
+        description="Days for which a site's certificate is valid; it renews itself before.",
     )
     reserve_mb: int = Field(default=512, ge=0, le=1 << 30, description="Disk space to leave free, in MB.")
+    initial_model: Path | None = Field(
+        default=None,
+        description="Checkpoint to begin with, from `fedloom model init`; made on the first start where this is left out.",
+    )
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
@@ -62,17 +71,18 @@ class SimulatedInstitution(Frozen):
     seconds: float = Field(default=1.0, ge=0.0, le=1e6, description="Virtual seconds that it trains in a round.")
 
 
-_STYLES = ("twemoji", "openmoji", "line-art", "mono")
+_STYLES = ("twemoji", "openmoji", "openmoji-line", "noto")
 
 
 class SimulationSection(Frozen):
     """What `fedloom simulate` runs: the same federation in one process with a virtual clock."""
 
-    workers: int = Field(default=1, ge=1, le=1_024, description="Participants that train at the same time.")
+    workers: int = Field(
+        default=0, ge=0, le=1_024, description="Participants that train at the same time; 0: one for each core."
+    )
     compare_local: bool = Field(
         default=True, description="Also train each institution alone, to show what the federation adds."
     )
-    report: Path = Field(default=Path("report.html"), description="Where the HTML report goes; relative to this file.")
     institutions: tuple[SimulatedInstitution, ...] = Field(
         default=tuple(SimulatedInstitution(name=style, data=f"emoji:{style}") for style in _STYLES),
         min_length=1,
@@ -111,6 +121,10 @@ class FederationConfig(Frozen):
         """The tables ``{model, task, training}`` as a plan carries them."""
         return {"model": self.model, "task": self.task, "training": self.training}
 
+    def with_learning(self, tables: Mapping[str, dict[str, Any]]) -> Self:
+        """A copy with these learning tables, as after their defaults were filled in."""
+        return self.model_copy(update={name: tables[name] for name in ("model", "task", "training")})
+
     def changed(self, **sections: Mapping[str, Any]) -> Self:
         """A copy in which command-line options replace single keys; an option that is None changes nothing.
 
@@ -133,10 +147,8 @@ def load(path: Path) -> FederationConfig:
         ConfigError: With every mistake of the file.
     """
     config = validate(FederationConfig, read_toml(path), str(path))
-    folder = path.parent
-    return config.model_copy(
-        update={
-            "coordinator": config.coordinator.model_copy(update={"state": folder / config.coordinator.state}),
-            "simulation": config.simulation.model_copy(update={"report": folder / config.simulation.report}),
-        }
-    )
+    section = config.coordinator
+    places: dict[str, Any] = {"state": path.parent / section.state.expanduser()}
+    if section.initial_model is not None:
+        places["initial_model"] = path.parent / section.initial_model.expanduser()
+    return config.model_copy(update={"coordinator": section.model_copy(update=places)})

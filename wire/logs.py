@@ -1,7 +1,7 @@
 """Structured logs: every line says which run, round and participant it is about.
 
-Modules log with ``logging.getLogger(__name__)`` and pass facts as ``extra={"blob": ...}``. Where in the work a line comes
-from is set once with :func:`about` and follows the code through ``await`` (contextvars).
+Modules log with ``logging.getLogger(__name__)`` and pass facts as ``extra={"blob": ...}``. Where in the work a line
+comes from is set once with :func:`about` and follows the code through ``await`` (contextvars).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 # A secret should never be logged in the first place; this is the second fence.
 _SECRET_KEY = re.compile(r"secret|token|password|key_pem|private", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"fedloom1-[A-Za-z0-9_-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*-----|$)", re.DOTALL)
+_SECRET_TEXT = re.compile(
+    r"fedloom1-[A-Za-z0-9_-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*-----|$)", re.DOTALL
+)
 HIDDEN: Final = "[hidden]"
 
 
 @contextlib.contextmanager
-def about(
-    *, run: str | None = None, round: int | None = None, participant: str | None = None
-) -> Iterator[None]:
+def about(*, run: str | None = None, round: int | None = None, participant: str | None = None) -> Iterator[None]:
     """Say what the log lines inside the block are about; what isn't given stays as it was outside."""
     given: dict[str, str | int | None] = {"run": run, "round": round, "participant": participant}
     merged = dict(_ABOUT.get() or {})

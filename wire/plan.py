@@ -41,13 +41,22 @@ class RoundsSpec(Frozen):
         default=2, ge=1, le=100_000, description="A round that has fewer usable updates at its deadline is repeated."
     )
     deadline_s: float = Field(
-        default=600.0, gt=0, le=30 * 86_400.0, description="Seconds from the start of a round until late updates are left out."
+        default=600.0,
+        gt=0,
+        le=30 * 86_400.0,
+        description="Seconds from the start of a round until late updates are left out.",
     )
     evaluate_every: int = Field(
-        default=1, ge=0, le=1_000_000, description="Every so many rounds participants also score the model; 0 for never."
+        default=1,
+        ge=0,
+        le=1_000_000,
+        description="Every so many rounds participants also score the model; 0 for never.",
     )
     seed: int = Field(
-        default=0, ge=0, lt=1 << 63, description="Selection, initial model and local shuffling all follow from this number."
+        default=0,
+        ge=0,
+        lt=1 << 63,
+        description="Selection, initial model and local shuffling all follow from this number.",
     )
 
     @model_validator(mode="after")
@@ -59,8 +68,8 @@ class RoundsSpec(Frozen):
             )
         if 0 < self.participants_per_round < self.min_updates:
             raise ValueError(
-                f"min_updates = {self.min_updates} is more than participants_per_round = {self.participants_per_round}: "
-                "no round could end"
+                f"min_updates = {self.min_updates} is more than participants_per_round = "
+                f"{self.participants_per_round}: no round could end"
             )
         return self
 
@@ -69,7 +78,8 @@ class AggregationSpec(Frozen):
     """How the updates of a round become the next version: a weighted mean of differences, then a server optimizer."""
 
     optimizer: Literal["fedavg", "fedadam"] = Field(
-        default="fedavg", description="fedavg adds the mean difference (with momentum if set); fedadam adapts per coordinate."
+        default="fedavg",
+        description="fedavg adds the mean difference (with momentum if set); fedadam adapts per coordinate.",
     )
     learning_rate: float = Field(default=1.0, gt=0, le=1_000.0, description="Server learning rate.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Server momentum of fedavg; 0 for none.")
@@ -113,7 +123,7 @@ class RunPlan(Frozen):
         return self
 
     def canonical(self) -> bytes:
-        """The plan as canonical JSON: UTF-8, sorted keys, no spaces. ``RunPlan.parse`` reads it back to an equal plan."""
+        """The plan as canonical JSON: UTF-8, sorted keys, no spaces. :meth:`parse` reads it back to an equal plan."""
         plain = self.model_dump(mode="python")
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 

@@ -1,7 +1,7 @@
 """Blobs over gRPC: the service, and clients that go on where a broken connection stopped them.
 
-Nothing is stored before entitlement, size, quota and room on the disk are checked. Hashing and disk work happen in worker
-threads while the event loop receives the next chunks; a transfer holds at most two batches of ``BATCH`` chunks.
+Nothing is stored before entitlement, size, quota and room on the disk are checked. Hashing and disk work happen in
+worker threads while the event loop receives the next chunks; a transfer holds at most two batches of ``BATCH`` chunks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import dataclasses
 import hashlib
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from types import TracebackType
+from typing import Any, Final, Protocol, cast
 
 import grpc
 
 from protos import blobs_pb2, blobs_pb2_grpc
-from wire.blobs import DIGEST_BYTES, BlobStore, PartWriter, disk_errors, unknown
+from wire.blobs import DIGEST_BYTES, BlobStore, Buffer, PartWriter, disk_errors, unknown
 from wire.channel import abort, error_from
 from wire.errors import FedloomError, RefusedError, ResourceError, UnreachableError
 from wire.pki import Identity
@@ -75,11 +76,9 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
         self._max_transfers = max_transfers
         self._accounts: dict[str, _Account] = {}
 
-    async def Stat(  # noqa: N802
-        self, request: blobs_pb2.BlobStatRequest, context: _Context
-    ) -> blobs_pb2.BlobStat:
+    async def Stat(self, request: blobs_pb2.BlobStatRequest, context: _Context) -> blobs_pb2.BlobStat:
         """How much of a blob is here: of this peer's own upload, or of a blob that it may read."""
-        async with self._refusing(context) as identity:
+        async with _Refusing(self._policy, context) as identity:
             digest = _checked(request.digest)
             received = await asyncio.to_thread(self._store.received, digest, _owner(identity))
             if await asyncio.to_thread(self._store.has, digest) and self._may_know(identity, digest):
@@ -87,13 +86,12 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
                 return blobs_pb2.BlobStat(digest=digest, size=size, received=size)
             size = self._account(identity).held.get(digest, 0)
             return blobs_pb2.BlobStat(digest=digest, size=size, received=received)
-        raise AssertionError("unreachable")
 
-    async def Upload(  # noqa: N802
+    async def Upload(
         self, request_iterator: AsyncIterator[blobs_pb2.BlobUpload], context: _Context
     ) -> blobs_pb2.BlobStat:
         """Receive a blob."""
-        async with self._refusing(context) as identity:
+        async with _Refusing(self._policy, context) as identity:
             header = await _header(request_iterator)
             digest, size = header.digest, header.size
             self._policy.may_upload(identity, digest, size)
@@ -101,9 +99,7 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
                 return blobs_pb2.BlobStat(digest=digest, size=size, received=size)
             with self._transfer(identity):
                 await self._reserve(identity, digest, size)
-                writer = await asyncio.to_thread(
-                    self._store.open_writer, digest, size, header.offset, _owner(identity)
-                )
+                writer = await asyncio.to_thread(self._store.open_writer, digest, size, header.offset, _owner(identity))
                 try:
                     await _receive(_chunks(request_iterator), writer)
                 finally:
@@ -111,13 +107,12 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
                     if not self._store.received(digest, _owner(identity)):
                         self._account(identity).held.pop(digest, None)
             return blobs_pb2.BlobStat(digest=digest, size=size, received=size)
-        raise AssertionError("unreachable")
 
-    async def Download(  # noqa: N802
+    async def Download(
         self, request: blobs_pb2.BlobDownloadRequest, context: _Context
     ) -> AsyncIterator[blobs_pb2.BlobChunk]:
         """Send a blob."""
-        async with self._refusing(context) as identity:
+        async with _Refusing(self._policy, context) as identity:
             digest = _checked(request.digest)
             self._policy.may_download(identity, digest)
             size = await asyncio.to_thread(self._store.size, digest)
@@ -144,7 +139,9 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
         account = self._account(identity)
         if account.transfers >= self._max_transfers:
             raise ResourceError(
-                f"{identity.name} has {account.transfers} transfers in progress already", "Wait for one to end.", code="quota"
+                f"{identity.name} has {account.transfers} transfers in progress already",
+                "Wait for one to end.",
+                code="quota",
             )
         account.transfers += 1
         try:
@@ -173,19 +170,29 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
             )
         account.held[digest] = size
 
-    @contextlib.asynccontextmanager
-    async def _refusing(self, context: _Context) -> AsyncIterator[Identity]:
-        """Send our errors to the peer; count the refusals."""
+
+class _Refusing:
+    """The frame of every call: who is there, and our errors sent to it, refusals counted."""
+
+    def __init__(self, policy: BlobPolicy, context: _Context) -> None:
+        self._policy = policy
+        self._context = context
+        self._identity: Identity | None = None
+
+    async def __aenter__(self) -> Identity:
         try:
-            identity = peer_identity(context)
+            self._identity = peer_identity(self._context)
         except RefusedError as error:
-            await abort(context, error)
-        try:
-            yield identity
-        except FedloomError as error:
-            if isinstance(error, RefusedError):
-                self._policy.refused(identity, error)
-            await abort(context, error)
+            await abort(self._context, error)
+        return self._identity
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, RefusedError) and self._identity is not None:
+            self._policy.refused(self._identity, error)
+        if isinstance(error, FedloomError):
+            await abort(self._context, error)
 
 
 def _owner(identity: Identity) -> str:
@@ -225,7 +232,9 @@ def _bounded(chunk: bytes) -> bytes:
     return chunk
 
 
-async def _receive(chunks: AsyncIterator[bytes], writer: PartWriter, progress: Callable[[], None] | None = None) -> None:
+async def _receive(
+    chunks: AsyncIterator[bytes], writer: PartWriter, progress: Callable[[], None] | None = None
+) -> None:
     """Feed a writer: one batch is hashed and written in a thread while the next one arrives.
 
     Whatever interrupts the stream, what has arrived is written first, so that a resumed transfer goes on from there.
@@ -268,7 +277,7 @@ def _finish(writer: PartWriter, batch: Sequence[bytes]) -> None:
     writer.commit()
 
 
-async def _read_ahead(path: Path, offset: int, size: int) -> AsyncIterator[bytes]:
+async def _read_ahead(path: Path, offset: int, size: int) -> AsyncGenerator[bytes, None]:
     """Chunks of a file from ``offset``; the next batch is read in a thread while the present one is used."""
     with disk_errors(path):
         try:
@@ -303,7 +312,7 @@ def _read_batch(descriptor: int, path: Path, offset: int, size: int) -> list[byt
     return batch
 
 
-# ---- clients ----------------------------------------------------------------------------------------------------------
+# ---- clients ------------------------------------------------------------------------------------------------------
 
 ATTEMPTS: Final = 5
 _FIRST_PAUSE_S = 0.1
@@ -333,7 +342,7 @@ class _Retry:
 
 async def upload(
     stub: blobs_pb2_grpc.BlobsAsyncStub,
-    source: Path | bytes | bytearray | memoryview,
+    source: Path | Buffer,
     digest: bytes,
     *,
     progress: Progress | None = None,
@@ -379,11 +388,12 @@ async def upload(
 
 async def _send(
     stub: blobs_pb2_grpc.BlobsAsyncStub,
-    source: Path | bytes | bytearray | memoryview,
+    source: Path | Buffer,
     header: blobs_pb2.BlobHeader,
     progress: Progress | None,
 ) -> None:
-    call = stub.Upload()
+    # Written to message by message: the stub's type knows only the form with an iterator.
+    call: grpc.aio.StreamUnaryCall[blobs_pb2.BlobUpload, blobs_pb2.BlobStat] = cast(Any, stub.Upload)()
     done = header.offset
     try:
         await call.write(blobs_pb2.BlobUpload(header=header))
@@ -402,7 +412,7 @@ async def _send(
     await call
 
 
-async def _source_chunks(source: Path | bytes | bytearray | memoryview, offset: int, size: int) -> AsyncIterator[bytes]:
+async def _source_chunks(source: Path | Buffer, offset: int, size: int) -> AsyncGenerator[bytes, None]:
     if isinstance(source, Path):
         async with contextlib.aclosing(_read_ahead(source, offset, size)) as chunks:
             async for chunk in chunks:
@@ -460,9 +470,7 @@ async def download(
         await retry.after(error, store.received(digest))
 
 
-async def _fetch(
-    stub: blobs_pb2_grpc.BlobsAsyncStub, writer: PartWriter, progress: Progress | None, size: int
-) -> None:
+async def _fetch(stub: blobs_pb2_grpc.BlobsAsyncStub, writer: PartWriter, progress: Progress | None, size: int) -> None:
     def report() -> None:
         if progress is not None:
             progress(writer.received, size)
@@ -488,4 +496,3 @@ def file_digest(path: Path) -> bytes:
     """
     with disk_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-

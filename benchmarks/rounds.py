@@ -1,0 +1,213 @@
+"""How long a round takes besides training: coordinator and four participants as processes, loopback, mutual TLS.
+
+    python -m benchmarks.rounds [--quick] [--json PATH]
+
+The local step is trivial (``benchmarks.trivial``). A round's time is the coordinator's own: from opening it to the commit of the
+new version, with all that a real round does (download, train, write, upload, check, merge, sync, commit).
+
+Bytes of a round of d parameters and n participants: 4 d n down, 4 d n up over TLS; SHA-256 over each on either side; the merge
+reads 4 d (n + 1) and writes and syncs 4 d.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.report import Report, Row
+
+_SITES: Final = ["site-a", "site-b", "site-c", "site-d"]
+_WARM: Final = 2
+
+# parameters, rounds in a full run, rounds in a quick one, seconds aimed at
+_CASES: Final = [(100_000, 40, 12, 0.08), (10_000_000, 12, 6, 1.0)]
+
+# `../docs/benchmarks` names the run of Flower that these figures come from; they are quoted where flwr isn't measured beside us.
+_CONFIG: Final = """
+[federation]
+name = "bench"
+[coordinator]
+port = 0
+enrolment_port = 0
+state = "state"
+[model]
+kind = "custom"
+factory = "benchmarks.trivial:model"
+options = {{ parameters = {parameters} }}
+[task]
+kind = "custom"
+loss = "benchmarks.trivial:loss"
+[training]
+optimizer = "sgd"
+local_steps = 1
+batch_size = 8
+[rounds]
+count = {rounds}
+min_participants = 4
+min_updates = 4
+evaluate_every = 0
+deadline_s = 120.0
+"""
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost"}
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fedloom", *arguments]
+
+
+def _output(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        _command(*arguments, "--json"), cwd=folder, env=_environment(), capture_output=True, text=True, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _peak_bytes(process: subprocess.Popen[str], key: str = "VmHWM") -> int:
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _cpu_s(process: subprocess.Popen[str]) -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def federation(parameters: int, rounds: int, *, sites: list[str] = _SITES) -> dict[str, Any]:
+    """Run a federation of processes and measure it.
+
+    Returns:
+        ``seconds`` of each round without the first two; ``start_s`` until the coordinator listened; ``coordinator_bytes`` peak
+        resident memory; ``participant_bytes`` the largest of theirs; ``cpu_s`` of all processes over the measured run.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedloom-bench-") as name:
+        folder = Path(name)
+        (folder / "federation.toml").write_text(_CONFIG.format(parameters=parameters, rounds=rounds))
+        started = time.perf_counter()
+        coordinator = subprocess.Popen(
+            _command("coordinator", "start", "--json"),
+            cwd=folder,
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=(folder / "coordinator.log").open("w"),
+            text=True,
+        )
+        assert coordinator.stdout is not None
+        coordinator.stdout.readline()
+        start_s = time.perf_counter() - started
+        processes = [coordinator]
+        try:
+            for item in _output(folder, "coordinator", "invite", *sites):
+                home = str(folder / item["name"])
+                allow = ["--allow", "benchmarks.trivial:model", "--allow", "benchmarks.trivial:loss"]
+                allow += ["--allow", "benchmarks.trivial:data"]
+                _output(
+                    folder, "participant", "join", item["token"], "--data", "benchmarks.trivial:data", "--home", home, *allow
+                )
+                processes.append(
+                    subprocess.Popen(
+                        _command("participant", "run", "--home", home, "--json"),
+                        cwd=folder,
+                        env=_environment(),
+                        stdout=subprocess.DEVNULL,
+                        stderr=(folder / f"{item['name']}.log").open("w"),
+                        text=True,
+                    )
+                )
+            status = _finished(folder)
+            seconds = [item["seconds"] for item in status["history"] if item.get("version")][_WARM:]
+            return {
+                "seconds": seconds,
+                "start_s": start_s,
+                "coordinator_bytes": _peak_bytes(coordinator),
+                "participant_bytes": max(_peak_bytes(process) for process in processes[1:]),
+                "idle_bytes": sum(_peak_bytes(process, "VmRSS") for process in processes),
+                "cpu_s": sum(_cpu_s(process) for process in processes),
+                "processes": len(processes),
+            }
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        status = _output(folder, "coordinator", "status")[0]
+        if status["state"] == "finished":
+            return status
+        time.sleep(2.0)
+    logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
+    raise RuntimeError(f"the federation didn't finish: {status['message']}\n{logs}")
+
+
+def _help_s() -> float:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(_command("--help"), env=_environment(), capture_output=True, check=True)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds; ends within 60 s")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    arguments = parser.parse_args()
+    report = Report("rounds")
+    report.add(Row(case="fedloom --help", metric="time", value=_help_s(), unit="s", better="lower", target=0.3))
+    for parameters, full, quick, target in _CASES:
+        measured = federation(parameters, quick if arguments.quick else full)
+        case = f"4 participants, {parameters:,} float32, mutual TLS"
+        model = 4 * parameters
+        report.add(
+            Row(
+                case=case,
+                metric="round, median",
+                value=statistics.median(measured["seconds"]),
+                unit="s",
+                better="lower",
+                target=target,
+            )
+        )
+        report.add(Row(case=case, metric="round, slowest", value=max(measured["seconds"]), unit="s", better="lower"))
+        report.add(
+            Row(case=case, metric="coordinator listening", value=measured["start_s"], unit="s", better="lower", target=1.5)
+        )
+        memory = measured["coordinator_bytes"]
+        report.add(Row(case=case, metric="coordinator, peak memory", value=memory / 1e6, unit="MB", better="lower"))
+        if model >= 40_000_000:
+            report.add(
+                Row(
+                    case=case,
+                    metric="coordinator, peak memory / model",
+                    value=memory / model,
+                    unit="x",
+                    better="lower",
+                    target=3.0 + 100e6 / model,
+                )
+            )
+        report.add(
+            Row(case=case, metric="all processes, idle", value=measured["idle_bytes"] / 1e6, unit="MB", better="lower")
+        )
+    report.finish(arguments.json)
+
+
+if __name__ == "__main__":
+    main()

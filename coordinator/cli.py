@@ -1,0 +1,255 @@
+"""``fedloom coordinator``: run the federation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    import grpc
+
+    from coordinator.serving import Coordinator
+    from protos import control_pb2, control_pb2_grpc
+    from wire import FederationConfig
+
+_T = TypeVar("_T")
+
+app = typer.Typer(no_args_is_help=True, help="Run the federation.", add_completion=False)
+
+_DEFAULT_CONFIG = Path("federation.toml")
+_Config = Annotated[Path, typer.Option("--config", "-c", help="The federation's configuration.")]
+_State = Annotated[Path | None, typer.Option("--state", help="The coordinator's folder, instead of the configured one.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+class Learning(Protocol):
+    """What the front door lends: the coordinator itself knows nothing of models (see ``fedloom.py``)."""
+
+    def check(self, config: FederationConfig, source: str) -> FederationConfig:
+        """The configuration with its learning tables validated and completed with defaults."""
+
+    def make_initial(self, config: FederationConfig, path: Path) -> Path:
+        """Have version 0 of the model made, in another process, and return its file."""
+
+
+@app.command()
+def start(
+    context: typer.Context,
+    config: _Config = _DEFAULT_CONFIG,
+    state: _State = None,
+    new_run: Annotated[bool, typer.Option("--new-run", help="Begin a new run instead of going on.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Exit when the run is over.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Listen for participants and run the rounds, until stopped (Ctrl-C). The first start makes keys and state."""
+    from wire import hold_folder, set_up_logging
+
+    learning: Learning = context.find_root().obj
+    settings = learning.check(_load(config), str(config))
+    folder = state.expanduser() if state is not None else settings.coordinator.state
+    set_up_logging(level="DEBUG" if verbose else "INFO", json_lines=as_json)
+    with hold_folder(folder, "coordinator"):
+        asyncio.run(_start(settings, folder, learning, new_run=new_run, once=once, as_json=as_json))
+
+
+async def _start(
+    settings: FederationConfig, folder: Path, learning: Learning, *, new_run: bool, once: bool, as_json: bool
+) -> None:
+    from coordinator.serving import coordinator, open_run
+    from wire import until_stopped
+
+    async def work() -> None:
+        async with coordinator(settings, folder) as running:
+            _announce(running, folder, as_json=as_json)
+            plan = await open_run(
+                running, folder, lambda path: learning.make_initial(settings, path), new_run=new_run
+            )
+            if as_json:
+                _print({"event": "run", "run": plan.run_id, "plan_hash": plan.hash.hex()})
+            failing = asyncio.ensure_future(running.daemon.failed())
+            ending = asyncio.ensure_future(_run_over(running, once=once))
+            await asyncio.wait({failing, ending}, return_when=asyncio.FIRST_COMPLETED)
+            failing.cancel()
+            ending.cancel()
+            if failing.done() and not failing.cancelled():
+                failing.result()
+
+    await until_stopped(work())
+
+
+async def _run_over(running: Coordinator, *, once: bool) -> None:
+    """Return when the run is over and everyone had a moment to hear it; never if the daemon is to stay."""
+    hub = await running.daemon.opened()
+    while not once or hub.machine.state.finished is None:
+        await running.daemon.wait_changed(60.0)
+    await asyncio.sleep(1.0)
+
+
+def _announce(running: Coordinator, folder: Path, *, as_json: bool) -> None:
+    name = running.config.federation.name
+    if as_json:
+        _print(
+            {
+                "event": "listening",
+                "federation": name,
+                "session": running.session.address,
+                "enrolment": running.enrolment.address,
+                "state": str(folder),
+            }
+        )
+        return
+    if running.first_run:
+        typer.echo(f"Made the keys of federation {name} in {folder}. Back this folder up.")
+    typer.echo(f"Federation {name}: sessions on {running.session.address}, enrolment on {running.enrolment.address}")
+    typer.echo("Invite sites from another terminal:  fedloom coordinator invite NAME [NAME ...]")
+
+
+@app.command()
+def invite(
+    names: Annotated[list[str], typer.Argument(help="Names of the sites: letters, digits and dashes.")],
+    config: _Config = _DEFAULT_CONFIG,
+    state: _State = None,
+    ttl_s: Annotated[float, typer.Option("--ttl", help="Seconds that a token is valid.")] = 0.0,
+    as_json: _Json = False,
+) -> None:
+    """Print a one-time token for each site. Send it over a channel you trust; it works once."""
+    from protos import control_pb2 as pb
+
+    async def ask(stub: control_pb2_grpc.ControlAsyncStub) -> control_pb2.InviteReply:
+        return await stub.Invite(pb.InviteRequest(names=names, ttl_s=ttl_s))
+
+    reply = _call(config, state, ask)
+    for item in reply.invitations:
+        if as_json:
+            _print({"name": item.name, "token": item.token, "expires": item.expires})
+        else:
+            typer.echo(f"{item.name} (until {item.expires}):\n  fedloom participant join {item.token} --data PATH")
+
+
+@app.command()
+def status(config: _Config = _DEFAULT_CONFIG, state: _State = None, as_json: _Json = False) -> None:
+    """Show the run, the round, and each participant."""
+    from protos import control_pb2 as pb
+
+    async def ask(stub: control_pb2_grpc.ControlAsyncStub) -> control_pb2.Status:
+        return await stub.GetStatus(pb.StatusRequest())
+
+    from coordinator import display
+
+    reply = _call(config, state, ask)
+    if as_json:
+        _print(display.as_dict(reply))
+    else:
+        display.show(reply)
+
+
+@app.command()
+def watch(config: _Config = _DEFAULT_CONFIG, state: _State = None, as_json: _Json = False) -> None:
+    """Follow the run until it is over, or Ctrl-C."""
+    from coordinator import display
+    from protos import control_pb2 as pb
+
+    async def follow(stub: control_pb2_grpc.ControlAsyncStub) -> None:
+        with display.Follower(as_json=as_json) as follower:
+            async for reply in stub.Watch(pb.StatusRequest()):
+                follower.update(reply)
+                if reply.state == "finished":
+                    return
+
+    _call(config, state, follow)
+
+
+@app.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="The participant to shut out.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; the participant is told.")] = "",
+    config: _Config = _DEFAULT_CONFIG,
+    state: _State = None,
+    as_json: _Json = False,
+) -> None:
+    """Shut a participant out, at once. Invite it again to let it back in, with a new key."""
+    from protos import control_pb2 as pb
+
+    async def ask(stub: control_pb2_grpc.ControlAsyncStub) -> control_pb2.RevokeReply:
+        return await stub.Revoke(pb.RevokeRequest(name=name, reason=reason))
+
+    reply = _call(config, state, ask)
+    if as_json:
+        _print({"name": reply.name, "was_connected": reply.was_connected})
+    else:
+        typer.echo(f"{reply.name} is revoked{' and its stream closed' if reply.was_connected else ''}.")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The file to write, in safetensors format.")],
+    version: Annotated[int | None, typer.Option("--version", min=0, help="Which; the last if not given.")] = None,
+    config: _Config = _DEFAULT_CONFIG,
+    state: _State = None,
+    as_json: _Json = False,
+) -> None:
+    """Write a version of the global model to a file, with the run's plan beside it."""
+    from coordinator import exporting
+
+    async def fetch(stub: control_pb2_grpc.ControlAsyncStub, channel: grpc.aio.Channel) -> control_pb2.ExportReply:
+        return await exporting.export(stub, channel, out, version)
+
+    reply = _call_channel(config, state, fetch)
+    result = {"run": reply.run_id, "version": reply.version, "file": str(out), "sha256": reply.model.digest.hex()}
+    if as_json:
+        _print(result)
+    else:
+        typer.echo(f"Version {reply.version} of run {reply.run_id} is in {out} (sha256 {result['sha256']}).")
+
+
+def _load(config: Path) -> FederationConfig:
+    from wire import ConfigError, load_federation
+
+    if not config.exists():
+        raise ConfigError(
+            f"there is no {config} here", "Write one with: fedloom init   (or name yours with --config PATH)"
+        )
+    return load_federation(config)
+
+
+def _call(config: Path, state: Path | None, work: Callable[[control_pb2_grpc.ControlAsyncStub], Awaitable[_T]]) -> _T:
+    """Ask the running coordinator one thing, as the operator."""
+
+    async def on_channel(stub: control_pb2_grpc.ControlAsyncStub, _: grpc.aio.Channel) -> _T:
+        return await work(stub)
+
+    return _call_channel(config, state, on_channel)
+
+
+def _call_channel(
+    config: Path,
+    state: Path | None,
+    work: Callable[[control_pb2_grpc.ControlAsyncStub, grpc.aio.Channel], Awaitable[_T]],
+) -> _T:
+    import grpc
+
+    from coordinator.serving import operator_credentials
+    from protos import control_pb2_grpc as stubs
+    from wire import client_credentials, connect, error_from
+
+    folder = state.expanduser() if state is not None else _load(config).coordinator.state
+    address, credentials = operator_credentials(folder)
+
+    async def call() -> _T:
+        async with connect(address, client_credentials(credentials), credentials.identity.federation) as channel:
+            try:
+                return await work(stubs.ControlStub(channel), channel)
+            except grpc.aio.AioRpcError as error:
+                raise error_from(error) from None
+
+    return asyncio.run(call())
+
+
+def _print(body: dict[str, Any]) -> None:
+    typer.echo(json.dumps(body, sort_keys=True))

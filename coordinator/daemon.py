@@ -1,0 +1,238 @@
+"""The coordinator's daemon: carries out the hub's actions on a real network, a real disk and a real clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final
+
+from coordinator.aggregation import merge_blobs
+from coordinator.hub import Action, Check, Close, Hub, Merge, Send, Wake
+from coordinator.store import Store
+from protos import session_pb2 as pb
+from wire import BlobStore, FedloomError, RefusedError, check_update
+
+_log = logging.getLogger("fedloom.coordinator")
+
+# How long to wait before trying again what failed for want of a resource (a full disk).
+_RETRY_S: Final = 15.0
+
+# Messages that may wait on one participant's stream. A peer that reads slower than it is written to is dropped, not
+# buffered: it reconnects and is told what it missed.
+_OUTBOX: Final = 256
+
+
+class Outbox:
+    """The messages waiting for one participant's stream; None ends the stream."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[pb.FromCoordinator | None] = asyncio.Queue(_OUTBOX)
+
+    def put(self, message: pb.FromCoordinator | None) -> bool:
+        """Append a message; False if the peer doesn't keep up."""
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull:
+            return False
+        return True
+
+    async def get(self) -> pb.FromCoordinator | None:
+        """The next message, or None for the end."""
+        return await self._queue.get()
+
+
+class Daemon:
+    """A running coordinator. All methods belong to one event loop.
+
+    Args:
+        store: The coordinator's memory; closed by the caller.
+        blobs: Models and updates on disk.
+        lease_s: See ``coordinator.hub.Hub``.
+    """
+
+    def __init__(self, store: Store, blobs: BlobStore, *, lease_s: float) -> None:
+        self.store = store
+        self.blobs = blobs
+        self.lease_s = lease_s
+        self.hub: Hub | None = None
+        self.message = "The coordinator is preparing the run."
+        self.changed = asyncio.Condition()
+        self._ready = asyncio.Event()
+        self._outboxes: dict[str, Outbox] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._work: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def open(self, hub: Hub) -> None:
+        """Start serving this run; participants that came early have been waiting for it."""
+        self.hub = hub
+        self._collect_garbage()
+        self._ready.set()
+        self.perform(hub.start(time.time()))
+
+    async def opened(self) -> Hub:
+        """The hub, as soon as there is one."""
+        await self._ready.wait()
+        assert self.hub is not None
+        return self.hub
+
+    async def failed(self) -> None:
+        """Return never, or raise what makes it impossible to go on."""
+        await asyncio.shield(self._failure)
+
+    async def close(self) -> None:
+        """Stop working; streams are ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for outbox in list(self._outboxes.values()):
+            outbox.put(None)
+        for task in list(self._work):
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    # ---- streams ----------------------------------------------------------------------------------------------------
+
+    def attach(self, peer: str) -> Outbox:
+        """A participant's stream is open. An older stream of the same participant ends."""
+        older = self._outboxes.pop(peer, None)
+        if older is not None:
+            text = f"{peer} opened another stream; this one ends"
+            hint = "Is the same participant running twice?"
+            older.put(pb.FromCoordinator(rejection=pb.Rejection(code="replaced", message=text, hint=hint)))
+            older.put(None)
+        outbox = self._outboxes[peer] = Outbox()
+        return outbox
+
+    def detach(self, peer: str, outbox: Outbox) -> None:
+        """A stream is closed."""
+        if self._outboxes.get(peer) is outbox:
+            del self._outboxes[peer]
+            if self.hub is not None:
+                self.hub.disconnected(peer, time.time())
+                self._notify()
+
+    def connected(self, peer: str) -> bool:
+        """Whether this participant has a stream."""
+        return peer in self._outboxes
+
+    async def receive(self, peer: str, message: pb.FromParticipant) -> None:
+        """A message arrived on a participant's stream."""
+        hub = await self.opened()
+        self.perform(hub.receive(peer, message, time.time()))
+
+    # ---- actions ----------------------------------------------------------------------------------------------------
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        """Carry out what the hub decided."""
+        for action in actions:
+            if isinstance(action, Send):
+                self._send(action.peer, action.message)
+            elif isinstance(action, Close):
+                self._send(action.peer, None)
+            elif isinstance(action, Wake):
+                self._wake_at(action.at_s)
+            elif isinstance(action, Check):
+                self._spawn(self._check(action))
+            else:
+                self._spawn(self._merge(action))
+        self._notify()
+
+    def _send(self, peer: str, message: pb.FromCoordinator | None) -> None:
+        outbox = self._outboxes.get(peer)
+        if outbox is not None and not outbox.put(message):
+            _log.warning("%s doesn't read its messages; its stream is dropped", peer)
+            del self._outboxes[peer]
+
+    def _wake_at(self, at_s: float) -> None:
+        if at_s >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at_s
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at_s - time.time()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, float("inf")
+        if self.hub is None:
+            return
+        try:
+            self.perform(self.hub.tick(time.time()))
+        except FedloomError as error:
+            self._say(error)
+            self._wake_at(time.time() + _RETRY_S)
+
+    async def _check(self, check: Check) -> None:
+        assert self.hub is not None
+        digest = bytes.fromhex(check.contribution.digest)
+        refusal: RefusedError | None = None
+        try:
+            if not self.blobs.has(digest):
+                raise RefusedError("update-missing", f"{check.peer} announced an update that it hasn't uploaded")
+            path = self.blobs.path(digest)
+            await asyncio.to_thread(check_update, path, self.hub.plan.initial.dimension)
+        except RefusedError as error:
+            refusal = error
+        self.perform(self.hub.checked(check, refusal, time.time()))
+
+    async def _merge(self, action: Merge) -> None:
+        assert self.hub is not None
+        hub = self.hub
+        while True:
+            try:
+                started = time.perf_counter()
+                merged = await asyncio.to_thread(merge_blobs, self.blobs, hub.plan, action.order, action.base)
+                self.perform(hub.merged(action.order, merged.digest.hex(), merged.size, merged.state, time.time()))
+            except FedloomError as error:
+                self._say(error)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            _log.info(
+                "round %d: merged %d updates into version %d in %.3f s",
+                action.order.round,
+                len(action.order.contributions),
+                hub.machine.state.version,
+                time.perf_counter() - started,
+            )
+            self._collect_garbage()
+            return
+
+    def _say(self, error: FedloomError) -> None:
+        """Something is wrong with this machine: say it, keep going."""
+        self.message = f"{error.message} {error.hint}".strip()
+        _log.error("%s: %s", error.code, self.message)
+        self._notify()
+
+    def _collect_garbage(self) -> None:
+        assert self.hub is not None
+        self.blobs.keep_only(self.hub.blobs_in_use())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._work.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    def _notify(self) -> None:
+        if self.hub is not None:
+            self.message = self.hub.machine.waiting_for()
+        task = asyncio.ensure_future(self._notify_all())
+        self._work.add(task)
+        task.add_done_callback(self._finished)
+
+    async def _notify_all(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def wait_changed(self, timeout_s: float) -> None:
+        """Return when something changed, or after the time."""
+        async with self.changed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.changed.wait(), timeout_s)

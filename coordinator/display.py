@@ -1,0 +1,113 @@
+"""What the operator sees in a terminal: tables for a person, plain lines for a pipe, JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from google.protobuf import json_format
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from protos import control_pb2 as pb
+
+_RECENT = 5
+
+
+def as_dict(status: pb.Status) -> dict[str, Any]:
+    """The status for ``--json``: every field, digests in hex, NaN as null."""
+    body = json_format.MessageToDict(
+        status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    body["model"] = {"digest": status.model.digest.hex(), "size": status.model.size}
+    for item, source in zip(body["history"], status.history, strict=True):
+        item["model"] = source.model.digest.hex()
+        if math.isnan(source.weighted_loss):
+            item["weighted_loss"] = None
+    return body
+
+
+def show(status: pb.Status) -> None:
+    """Print the status once."""
+    Console().print(render(status))
+
+
+def render(status: pb.Status) -> Group:
+    """The status as rich renderables: headline, participants, recent rounds, refusals."""
+    head = Text(f"{status.federation}  {status.run_id or '-'}  ", style="bold")
+    head.append(f"{status.state}  ", style="green" if status.state == "finished" else "cyan")
+    head.append(f"version {status.version} of {status.rounds}", style="dim")
+    parts: list[Any] = [head, Text(status.message), _participants(status)]
+    if status.history:
+        parts.append(_rounds(status))
+    if status.refusals:
+        counts = ", ".join(f"{code} {count}" for code, count in sorted(status.refusals.items()))
+        parts.append(Text(f"Refused so far: {counts}", style="yellow"))
+    return Group(*parts)
+
+
+def _participants(status: pb.Status) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("participant", "state", "progress", "examples", "last heard"):
+        table.add_column(name, justify="right" if name in ("examples", "last heard") else "left")
+    for item in status.participants:
+        progress = f"{100 * item.done // item.total} %" if item.total else ""
+        heard = f"{item.silent_s:.0f} s ago" if item.examples else ""
+        table.add_row(item.name, item.state, progress, str(item.examples or ""), heard)
+    return table
+
+
+def _rounds(status: pb.Status) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("round", "version", "seconds", "loss", "participants"):
+        table.add_column(name, justify="left" if name == "participants" else "right")
+    for item in status.history[-_RECENT:]:
+        table.add_row(*_round_cells(item))
+    return table
+
+
+def _round_cells(item: pb.RoundStatus) -> list[str]:
+    loss = "" if math.isnan(item.weighted_loss) else f"{item.weighted_loss:.4f}"
+    people = ", ".join(f"{seat.name} {seat.outcome}" for seat in item.participants[:8])
+    more = f" and {len(item.participants) - 8} more" if len(item.participants) > 8 else ""
+    return [str(item.round), str(item.version or ""), f"{item.seconds:.1f}", loss, people + more]
+
+
+class Follower:
+    """Shows a stream of statuses: a live display on a terminal, a line for each change elsewhere."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._live = Live(console=Console(), refresh_per_second=8) if sys.stdout.isatty() and not as_json else None
+        self._last = ""
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, status: pb.Status) -> None:
+        """Show the next status."""
+        if self._live is not None:
+            self._live.update(render(status))
+            return
+        if self._as_json:
+            line = json.dumps(as_dict(status), sort_keys=True)
+        else:
+            line = f"{status.state}: version {status.version} of {status.rounds}. {status.message}"
+        if line != self._last:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+            self._last = line

@@ -1,0 +1,406 @@
+"""The coordinator without its network: messages in, actions out.
+
+The hub joins the round machine, the store and the leases. It does no network I/O and reads no clock: the gRPC daemon and the
+simulator both drive it, which is what makes a simulated federation equal to a deployed one. Its calls are quick (one small
+transaction at most); slow work (checking an update's file, merging) is handed back as an action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from coordinator import messages
+from coordinator.rounds import (
+    AnnounceFinish,
+    AnnounceVersion,
+    BeginMerge,
+    CancelTask,
+    Contribution,
+    Decision,
+    Effect,
+    IssueTask,
+    RunState,
+    SendReceipt,
+    SynchronousRounds,
+    WakeAt,
+    from_row,
+    to_row,
+)
+from coordinator.store import Checkpoint, Store, Transition
+from protos import session_pb2 as pb
+from wire import PROTOCOL_VERSION, RefusedError, RunPlan
+
+_log = logging.getLogger("fedloom.coordinator")
+
+_UNLIMITED: Final = float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Put this message on the participant's stream, if it has one."""
+
+    peer: str
+    message: pb.FromCoordinator
+
+
+@dataclasses.dataclass(frozen=True)
+class Close:
+    """End the participant's stream once what was sent before is out."""
+
+    peer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Look whether this blob is an update of the right size without NaN or Inf, then call :meth:`Hub.checked`."""
+
+    peer: str
+    task_id: str
+    contribution: Contribution
+    metrics: dict[str, float]
+    evaluation: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """Merge these updates into that checkpoint, then call :meth:`Hub.merged`."""
+
+    order: BeginMerge
+    base: Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Wake:
+    """Call :meth:`Hub.tick` at this time at the latest."""
+
+    at_s: float
+
+
+Action = Send | Close | Check | Merge | Wake
+
+
+@dataclasses.dataclass
+class Presence:
+    """What the coordinator knows of a connected participant. Times are the hub's clock, in seconds."""
+
+    expires_s: float
+    heard_s: float
+    connected: bool = True
+    ready: bool = False
+    examples: int = 0
+    stage: str = "idle"
+    task_id: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class Hub:
+    """One run's coordinator, without sockets.
+
+    Args:
+        store: Where the run and its log are.
+        plan: The run's plan; its run must exist in the store.
+        lease_s: A participant that says nothing for so long is taken for gone.
+        now_s: Seconds; any clock that doesn't go back.
+    """
+
+    def __init__(self, store: Store, plan: RunPlan, *, lease_s: float, now_s: float) -> None:
+        self.store = store
+        self.plan = plan
+        self.lease_s = lease_s
+        self.presence: dict[str, Presence] = {}
+        self._plan_bytes = plan.canonical()
+        self._sequence = 0
+        self.machine = self._replay()
+        # A participant with an open seat gets one lease's time to come back before it counts as gone.
+        current = self.machine.state.open_round()
+        for name in current.pending() if current else ():
+            self.presence[name] = Presence(expires_s=now_s + lease_s, heard_s=now_s, connected=False)
+
+    # ---- inputs -----------------------------------------------------------------------------------------------------
+
+    def start(self, now_s: float) -> list[Action]:
+        """What is owed after a (re)start."""
+        return self._carry(self.machine.resume(now_s), now_s) + self._lease_wake()
+
+    def receive(self, peer: str, message: pb.FromParticipant, now_s: float) -> list[Action]:
+        """A message arrived on ``peer``'s stream. A refusal becomes a message to the peer and a count, never an error."""
+        body = message.WhichOneof("body")
+        known = self.presence.get(peer)
+        if known is not None:
+            known.heard_s, known.expires_s = now_s, now_s + self.lease_s
+        try:
+            if body == "check_in":
+                return self._check_in(peer, message.check_in, now_s)
+            if known is None or not known.connected:
+                raise RefusedError("protocol-order", f"{peer} sent {body or 'an unknown message'} before checking in")
+            if body == "ready":
+                return self._ready(peer, known, message.ready, now_s)
+            if body == "progress":
+                return self._progress(known, message.progress)
+            if body == "leave":
+                return self._carry(self._leave(peer, message.leave.reason, now_s), now_s)
+            if not known.ready or body is None:
+                raise RefusedError("protocol-order", f"{peer} sent {body or 'an unknown message'} before it was ready")
+        except RefusedError as error:
+            self.count(error, peer)
+            return [Send(peer, messages.rejection(error)), Close(peer)]
+        return self._result(peer, known, message, now_s)
+
+    def checked(self, check: Check, error: RefusedError | None, now_s: float) -> list[Action]:
+        """The update of a :class:`Check` is sound (``error`` is None), or isn't."""
+        if error is not None:
+            return self._refuse(check.peer, check.task_id, error, now_s)
+        decision = self.machine.submitted(
+            check.peer, check.task_id, check.contribution, check.metrics, check.evaluation, now_s
+        )
+        return self._carry(decision, now_s)
+
+    def merged(self, order: BeginMerge, digest: str, size: int, state: tuple[bytes, ...], now_s: float) -> list[Action]:
+        """The merge is on disk under ``digest``, with the server optimizer's vectors ``state``."""
+        decision = self.machine.committed(order, digest, size, now_s)
+        version = self.machine.state.version
+        checkpoint = Checkpoint(
+            run_id=self.plan.run_id,
+            version=version,
+            digest=bytes.fromhex(digest),
+            size=size,
+            state=state,
+            created_s=now_s,
+        )
+        return self._carry(decision, now_s, checkpoint if decision.facts else None)
+
+    def disconnected(self, peer: str, now_s: float) -> None:
+        """The peer's stream broke. Its lease goes on: it may come back before anyone notices."""
+        known = self.presence.get(peer)
+        if known is not None:
+            known.connected = False
+            known.stage, known.done, known.total = "away", 0, 0
+
+    def revoked(self, peer: str, reason: str, now_s: float) -> list[Action]:
+        """The operator revoked this participant: end its stream and its part in the round."""
+        error = RefusedError("participant-revoked", f"{peer} was revoked by the operator: {reason or 'no reason given'}")
+        self.presence.pop(peer, None)
+        decision = self.machine.gone(peer, "revoked", error.message, now_s)
+        return [Send(peer, messages.rejection(error)), Close(peer), *self._carry(decision, now_s)]
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Time passed: let leases lapse and deadlines close."""
+        actions: list[Action] = []
+        for name in [name for name, known in self.presence.items() if known.expires_s <= now_s]:
+            del self.presence[name]
+            _log.warning("%s said nothing for %.0f s; it is taken for gone", name, self.lease_s)
+            text = f"no sign of life for {self.lease_s:.0f} s"
+            actions += self._carry(self.machine.gone(name, "vanished", text, now_s), now_s)
+        return actions + self._carry(self.machine.tick(now_s), now_s) + self._lease_wake()
+
+    def stop(self, now_s: float) -> list[Action]:
+        """End the run early; what is committed stays."""
+        return self._carry(self.machine.stop(now_s), now_s)
+
+    # ---- what services ask --------------------------------------------------------------------------------------------
+
+    def update_size(self) -> int:
+        """Bytes of an update in this run."""
+        return 4 * self.plan.initial.dimension
+
+    def may_upload(self, peer: str, digest: bytes, size: int) -> None:
+        """Whether this peer may store a blob of this size now.
+
+        Raises:
+            RefusedError: "blob-not-expected" or "blob-size".
+        """
+        current = self.machine.state.open_round()
+        if current is None or current.purpose != "train" or peer not in current.pending():
+            raise RefusedError("blob-not-expected", f"no update of {peer} is expected now", "Wait for the next task.")
+        if size != self.update_size():
+            raise RefusedError(
+                "blob-size",
+                f"{peer} wants to upload {size} bytes; an update of this run has {self.update_size()}",
+                "Check that model and plan are those of this run.",
+            )
+
+    def may_download(self, peer: str, digest: bytes) -> None:
+        """Whether this peer may read that blob: versions of the model are for every member, nothing else is.
+
+        Raises:
+            RefusedError: "blob-unknown".
+        """
+        if not any(digest == item.digest for item in self.store.checkpoints(self.plan.run_id)):
+            raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
+
+    def blobs_in_use(self) -> set[bytes]:
+        """Digests that a restart may still need: the latest versions with their state, and the open round's updates."""
+        versions = self.store.checkpoints(self.plan.run_id)
+        keep = {item.digest for item in versions}
+        keep.update(*(item.state for item in versions[-1:]))
+        current = self.machine.state.open_round()
+        if current is not None:
+            keep.update(bytes.fromhex(seat.digest) for seat in current.seats.values() if seat.digest)
+        return keep
+
+    def count(self, error: RefusedError, peer: str) -> None:
+        """Log a refusal and add it to the counts that ``fedloom coordinator status`` shows."""
+        _log.warning("refused %s: %s: %s", peer, error.code, error.message)
+        self.store.count_refusal(error.code, peer)
+
+    # ---- messages ---------------------------------------------------------------------------------------------------
+
+    def _check_in(self, peer: str, message: pb.CheckIn, now_s: float) -> list[Action]:
+        if message.protocol_version != PROTOCOL_VERSION:
+            raise RefusedError(
+                "protocol-version",
+                f"{peer} ({message.software or 'unknown software'}) speaks protocol {message.protocol_version}, "
+                f"this coordinator speaks {PROTOCOL_VERSION}",
+                "Install the same release of fedloom on both sides.",
+            )
+        self.presence[peer] = Presence(expires_s=now_s + self.lease_s, heard_s=now_s)
+        welcome = pb.Welcome(
+            federation=self.plan.federation,
+            run_id=self.plan.run_id,
+            plan=self._plan_bytes,
+            plan_hash=self.plan.hash,
+            lease_s=self.lease_s,
+        )
+        return [Send(peer, pb.FromCoordinator(welcome=welcome)), *self._lease_wake()]
+
+    def _ready(self, peer: str, known: Presence, message: pb.Ready, now_s: float) -> list[Action]:
+        if message.plan_hash != self.plan.hash:
+            raise RefusedError("plan-mismatch", f"{peer} prepared another plan than run {self.plan.run_id}'s")
+        if message.manifest_hash.hex() != self.plan.initial.manifest_hash:
+            raise RefusedError(
+                "manifest-mismatch",
+                f"{peer} built a model whose tensors differ from the plan's",
+                "Install the same release of fedloom, and of your own model code, on both sides.",
+            )
+        if message.examples == 0:
+            raise RefusedError("examples-invalid", f"{peer} has no training examples", "Point --data at some.")
+        known.ready, known.examples = True, message.examples
+        if self.machine.state.finished is not None:
+            effect = AnnounceFinish(version=self.machine.state.version, reason=self.machine.state.finished.reason)
+            return [Send(peer, messages.finished(self.plan.run_id, effect, self._model()))]
+        return self._carry(self.machine.available(peer, now_s), now_s)
+
+    def _progress(self, known: Presence, message: pb.Progress) -> list[Action]:
+        known.stage, known.task_id = message.stage[:16], message.task_id
+        known.done, known.total = message.done, message.total
+        return []
+
+    def _leave(self, peer: str, reason: str, now_s: float) -> Decision:
+        self.presence.pop(peer, None)
+        return self.machine.gone(peer, "left", reason[:200] or "the participant said goodbye", now_s)
+
+    def _result(self, peer: str, known: Presence, message: pb.FromParticipant, now_s: float) -> list[Action]:
+        body = message.WhichOneof("body")
+        known.stage, known.done, known.total = "idle", 0, 0
+        if body == "update_ready":
+            return self._update(peer, known, message.update_ready, now_s)
+        if body == "evaluation_ready":
+            return self._evaluation(peer, known, message.evaluation_ready, now_s)
+        declined = message.declined
+        error = RefusedError(declined.code[:64] or "policy", declined.message[:500] or "no reason given")
+        _log.warning("%s declined task %s: %s: %s", peer, declined.task_id, error.code, error.message)
+        return self._carry(self.machine.rejected(peer, declined.task_id, "declined", error, now_s), now_s)
+
+    def _update(self, peer: str, known: Presence, message: pb.UpdateReady, now_s: float) -> list[Action]:
+        contribution = Contribution(
+            participant=peer, digest=message.update.digest.hex(), examples=message.examples
+        )
+        if not self.machine.expects(peer, message.task_id):
+            # Answered before a crash, or too late: the machine knows which, and nothing needs to be checked.
+            return self._carry(self.machine.submitted(peer, message.task_id, contribution, {}, {}, now_s), now_s)
+        try:
+            if message.update.size != self.update_size() or len(message.update.digest) != 32:
+                raise RefusedError(
+                    "update-shape",
+                    f"{peer} announced an update of {message.update.size} bytes; this run's have {self.update_size()}",
+                )
+            messages.checked_examples(peer, message.examples, known.examples)
+            metrics = messages.checked_metrics(peer, "metrics", message.metrics)
+            evaluation = messages.checked_metrics(peer, "evaluation", message.evaluation)
+        except RefusedError as error:
+            return self._refuse(peer, message.task_id, error, now_s)
+        return [Check(peer, message.task_id, contribution, metrics, evaluation)]
+
+    def _evaluation(self, peer: str, known: Presence, message: pb.EvaluationReady, now_s: float) -> list[Action]:
+        try:
+            evaluation = messages.checked_metrics(peer, "evaluation", message.evaluation)
+        except RefusedError as error:
+            return self._refuse(peer, message.task_id, error, now_s)
+        decision = self.machine.scored(peer, message.task_id, message.examples, evaluation, now_s)
+        return self._carry(decision, now_s)
+
+    def _refuse(self, peer: str, task_id: str, error: RefusedError, now_s: float) -> list[Action]:
+        self.count(error, peer)
+        return self._carry(self.machine.rejected(peer, task_id, "refused", error, now_s), now_s)
+
+    # ---- log and effects --------------------------------------------------------------------------------------------
+
+    def _replay(self) -> SynchronousRounds:
+        state = RunState()
+        initial = self.store.checkpoint(self.plan.run_id, 0)
+        if initial is None:
+            raise ValueError(f"run {self.plan.run_id} has no initial model in the store")
+        state.digest, state.size = initial.digest.hex(), initial.size
+        self._sequence = 0
+        for row in self.store.transitions(self.plan.run_id):
+            state.apply(from_row(row.kind, row.body))
+            self._sequence = row.sequence
+        machine = SynchronousRounds(self.plan.run_id, self.plan.rounds, state)
+        return machine
+
+    def _carry(self, decision: Decision, now_s: float, checkpoint: Checkpoint | None = None) -> list[Action]:
+        """Store the facts, then turn the effects into actions."""
+        rows: list[Transition] = []
+        for fact in decision.facts:
+            kind, body = to_row(fact)
+            rows.append(Transition(sequence=self._sequence + len(rows) + 1, kind=kind, body=body, at_s=now_s))
+        if rows:
+            try:
+                self.store.append(self.plan.run_id, rows, checkpoint)
+            except Exception:
+                # The machine is ahead of the disk: fall back to what is on it. Who was present comes back by itself,
+                # since every peer's next message, or its lapsed lease, goes through the replayed machine.
+                present = self.machine.present()
+                self.machine = self._replay()
+                for name in present:
+                    self.machine.remember(name)
+                raise
+            self._sequence += len(rows)
+        return [action for effect in decision.effects for action in self._actions(effect, now_s)]
+
+    def _actions(self, effect: Effect, now_s: float) -> Iterable[Action]:
+        if isinstance(effect, IssueTask):
+            base = self._checkpoint(effect.base_version)
+            blob = pb.Blob(digest=base.digest, size=base.size)
+            yield Send(effect.participant, messages.task(effect, blob, now_s))
+        elif isinstance(effect, SendReceipt):
+            yield Send(effect.participant, messages.receipt(effect))
+        elif isinstance(effect, CancelTask):
+            yield Send(effect.participant, messages.cancel(effect))
+        elif isinstance(effect, AnnounceVersion):
+            for name in sorted(self.machine.present()):
+                yield Send(name, messages.committed(effect))
+        elif isinstance(effect, AnnounceFinish):
+            for name in sorted(self.machine.present()):
+                yield Send(name, messages.finished(self.plan.run_id, effect, self._model()))
+        elif isinstance(effect, WakeAt):
+            yield Wake(effect.at_s)
+        else:
+            yield Merge(effect, self._checkpoint(effect.base_version))
+
+    def _checkpoint(self, version: int) -> Checkpoint:
+        checkpoint = self.store.checkpoint(self.plan.run_id, version)
+        if checkpoint is None:
+            raise ValueError(f"version {version} of run {self.plan.run_id} isn't in the store")
+        return checkpoint
+
+    def _model(self) -> pb.Blob:
+        return messages.blob(self.machine.state.digest, self.machine.state.size)
+
+    def _lease_wake(self) -> list[Action]:
+        soonest = min((known.expires_s for known in self.presence.values()), default=_UNLIMITED)
+        return [Wake(soonest)] if soonest < _UNLIMITED else []

@@ -1,0 +1,69 @@
+"""From a configuration and a first model to a run's plan: one place for the daemon and the simulator."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from coordinator.store import Checkpoint, Run
+from wire import CheckpointHeader, FederationConfig, InitialModel, RunPlan, read_header
+
+_READ = 1 << 20
+
+
+def make_plan(config: FederationConfig, run_id: str, initial: Path) -> RunPlan:
+    """The plan of a run that starts from the checkpoint file ``initial``.
+
+    Raises:
+        DataError: the file isn't a checkpoint.
+    """
+    header: CheckpointHeader = read_header(initial)
+    digest = hashlib.sha256()
+    with initial.open("rb") as file:
+        while chunk := file.read(_READ):
+            digest.update(chunk)
+    return RunPlan(
+        federation=config.federation.name,
+        run_id=run_id,
+        learning=config.learning(),
+        rounds=config.rounds,
+        aggregation=config.aggregation,
+        initial=InitialModel(
+            digest=digest.hexdigest(),
+            size=initial.stat().st_size,
+            dimension=header.dimension,
+            manifest_hash=header.manifest_hash.hex(),
+        ),
+    )
+
+
+def run_records(plan: RunPlan, now_s: float) -> tuple[Run, Checkpoint]:
+    """What :meth:`coordinator.store.Store.create_run` takes for a new run of this plan."""
+    run = Run(run_id=plan.run_id, plan=plan.canonical(), plan_hash=plan.hash, created_s=now_s)
+    checkpoint = Checkpoint(
+        run_id=plan.run_id,
+        version=0,
+        digest=bytes.fromhex(plan.initial.digest),
+        size=plan.initial.size,
+        state=(),
+        created_s=now_s,
+    )
+    return run, checkpoint
+
+
+def next_run_id(federation: str, latest: Run | None) -> str:
+    """Runs are numbered within a federation: ``<federation>-1``, ``-2`` and so on."""
+    number = 1 if latest is None else int(latest.run_id.rpartition("-")[2]) + 1
+    return f"{federation}-{number}"
+
+
+def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
+    """Which sections of the configuration no longer say what the run's plan says; empty if it is the same run."""
+    changed = []
+    if config.rounds != plan.rounds:
+        changed.append("rounds")
+    if config.aggregation != plan.aggregation:
+        changed.append("aggregation")
+    mine = config.learning()
+    changed += [name for name in sorted(mine) if mine[name] != plan.learning.get(name)]
+    return changed

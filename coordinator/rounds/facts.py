@@ -1,0 +1,148 @@
+"""What can happen in a run, as immutable facts, and their stored form.
+
+A fact is a row of the run's log (``coordinator.store``). Facts are past tense and carry all that replay needs: the state is a
+fold over them, never a second decision. A fact's shape is never redefined, because a log outlives the code that wrote it; a
+new meaning gets a new class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from typing import Any, Literal
+
+Purpose = Literal["train", "evaluate"]
+Excuse = Literal["refused", "declined", "vanished", "late", "left", "revoked"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundOpened:
+    """A round began: these participants are asked to train from (or to score) ``base_version``."""
+
+    round: int
+    purpose: Purpose
+    base_version: int
+    cohort: tuple[str, ...]
+    evaluate: bool
+    opened_s: float
+    closes_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateAccepted:
+    """An update is on the coordinator's disk, well-formed and finite, and will be merged."""
+
+    round: int
+    participant: str
+    digest: str
+    examples: int
+    metrics: dict[str, float]
+    evaluation: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationAccepted:
+    """A participant scored the base version on its own data."""
+
+    round: int
+    participant: str
+    examples: int
+    evaluation: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParticipantExcused:
+    """A participant's task ended without a result.
+
+    ``outcome`` is "refused" (its result was turned away), "declined" (it would not do the task), "vanished" (its lease
+    lapsed), "late" (the round closed), "left" (it said goodbye) or "revoked".
+    """
+
+    round: int
+    participant: str
+    outcome: Excuse
+    code: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CohortExtended:
+    """The round goes on to a new deadline, and these participants are asked (again)."""
+
+    round: int
+    asked: tuple[str, ...]
+    closes_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundSealed:
+    """The set of updates is fixed and is being merged."""
+
+    round: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VersionCommitted:
+    """The merged model is on disk; it is the global model from now on."""
+
+    round: int
+    version: int
+    digest: str
+    size: int
+    committed_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationClosed:
+    """A round of scoring ended with what had arrived."""
+
+    round: int
+    closed_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFinished:
+    """Nothing more will happen in this run."""
+
+    reason: Literal["completed", "stopped"]
+    finished_s: float
+
+
+Fact = (
+    RoundOpened
+    | UpdateAccepted
+    | EvaluationAccepted
+    | ParticipantExcused
+    | CohortExtended
+    | RoundSealed
+    | VersionCommitted
+    | EvaluationClosed
+    | RunFinished
+)
+
+_CLASSES: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Fact)}
+
+
+def to_row(fact: Fact) -> tuple[str, str]:
+    """A fact's stored form: its class name and canonical JSON."""
+    return type(fact).__name__, json.dumps(dataclasses.asdict(fact), sort_keys=True, separators=(",", ":"))
+
+
+def from_row(kind: str, body: str) -> Fact:
+    """The fact that was stored.
+
+    Raises:
+        ValueError: the row was written by a newer version, or is damaged.
+    """
+    cls = _CLASSES.get(kind)
+    if cls is None:
+        raise ValueError(f"the log holds a fact of kind {kind!r}, which this version of fedloom doesn't know")
+    table = json.loads(body)
+    for field in dataclasses.fields(cls):
+        if isinstance(table.get(field.name), list):
+            table[field.name] = tuple(table[field.name])
+    try:
+        return typing.cast(Fact, cls(**table))
+    except TypeError as error:
+        raise ValueError(f"a stored fact of kind {kind!r} is damaged: {error}") from None

@@ -1,0 +1,480 @@
+"""Synchronous rounds as a pure state machine: commands in, facts and effects out. No clock, no socket, no file.
+
+A round selects a cohort, waits for its updates up to a deadline, merges them and commits a version (FedAvg's loop,
+McMahan et al. 2017). The caller MUST make the facts of a :class:`Decision` durable before it carries out the effects.
+After a crash, :meth:`SynchronousRounds.resume` turns the replayed state back into the effects still owed: every effect may
+therefore be carried out twice, and carrying it out twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from coordinator.rounds.facts import (
+    CohortExtended,
+    EvaluationAccepted,
+    EvaluationClosed,
+    Excuse,
+    Fact,
+    ParticipantExcused,
+    Purpose,
+    RoundOpened,
+    RoundSealed,
+    RunFinished,
+    UpdateAccepted,
+    VersionCommitted,
+)
+from coordinator.rounds.state import Round, RunState
+from wire import RefusedError, RoundsSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IssueTask:
+    """Ask a participant to train from, or to score, the base version."""
+
+    participant: str
+    task_id: str
+    purpose: Purpose
+    round: int
+    attempt: int
+    base_version: int
+    seed: int
+    evaluate: bool
+    closes_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """An accepted update: whose, which blob, how many examples stand behind it."""
+
+    participant: str
+    digest: str
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeginMerge:
+    """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`."""
+
+    round: int
+    base_version: int
+    contributions: tuple[Contribution, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SendReceipt:
+    """Tell a participant what became of its result."""
+
+    participant: str
+    task_id: str
+    accepted: bool
+    code: str = ""
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CancelTask:
+    """Tell a participant that its result is no longer wanted."""
+
+    participant: str
+    task_id: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnounceVersion:
+    """A new version is committed: tell everyone."""
+
+    round: int
+    version: int
+    digest: str
+    size: int
+    updates: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnounceFinish:
+    """The run is over: tell everyone."""
+
+    version: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WakeAt:
+    """Call :meth:`SynchronousRounds.tick` at this time at the latest."""
+
+    at_s: float
+
+
+Effect = IssueTask | BeginMerge | SendReceipt | CancelTask | AnnounceVersion | AnnounceFinish | WakeAt
+
+
+@dataclasses.dataclass
+class Decision:
+    """Facts to store first, effects to carry out afterwards."""
+
+    facts: list[Fact] = dataclasses.field(default_factory=list)
+    effects: list[Effect] = dataclasses.field(default_factory=list)
+
+
+class SynchronousRounds:
+    """The rounds of one run.
+
+    Args:
+        run_id: Names tasks.
+        spec: The plan's rules.
+        state: What the log says so far.
+
+    Example:
+        >>> machine = SynchronousRounds("demo", RoundsSpec(count=1, min_participants=2), RunState())
+        >>> machine.available("bank", now_s=0.0).facts
+        []
+        >>> [type(fact).__name__ for fact in machine.available("clinic", now_s=1.0).facts]
+        ['RoundOpened']
+    """
+
+    def __init__(self, run_id: str, spec: RoundsSpec, state: RunState) -> None:
+        self.run_id = run_id
+        self.spec = spec
+        self.state = state
+        self._available: set[str] = set()
+
+    # ---- commands -------------------------------------------------------------------------------------------------
+
+    def resume(self, now_s: float) -> Decision:
+        """What is owed after a restart: the merge of a sealed round, or a wake-up for the open one's deadline."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is None:
+            return decision
+        if current.sealed:
+            decision.effects.append(self._merge_order(current))
+        else:
+            decision.effects.append(WakeAt(at_s=max(now_s, current.closes_s)))
+        return decision
+
+    def available(self, name: str, now_s: float) -> Decision:
+        """A participant is connected and ready for tasks. Calling it again is allowed (a reconnection)."""
+        decision = Decision()
+        self._available.add(name)
+        current = self.state.open_round()
+        if current is None or current.sealed:
+            self._advance(decision, now_s)
+            return decision
+        seat = current.seats.get(name)
+        if seat is not None and seat.outcome == "pending":
+            decision.effects.append(self._task(current, name))
+        elif (seat is not None and seat.outcome in ("vanished", "left")) or self._short(current):
+            if seat is None or seat.outcome != "done":
+                self._extend(decision, current, [name], current.closes_s)
+        return decision
+
+    def remember(self, name: str) -> None:
+        """Take a participant as ready without acting on it: presence isn't in the log, so a replay must be told."""
+        self._available.add(name)
+
+    def gone(self, name: str, outcome: Excuse, message: str, now_s: float) -> Decision:
+        """A participant's lease lapsed ("vanished"), it said goodbye ("left") or it was revoked ("revoked")."""
+        decision = Decision()
+        self._available.discard(name)
+        current = self.state.open_round()
+        if current is not None and not current.sealed and self._is_pending(current, name):
+            self._excuse(decision, current, name, outcome, outcome, message)
+            self._advance(decision, now_s)
+        return decision
+
+    def submitted(
+        self,
+        name: str,
+        task_id: str,
+        contribution: Contribution,
+        metrics: Mapping[str, float],
+        evaluation: Mapping[str, float],
+        now_s: float,
+    ) -> Decision:
+        """A checked update arrived. A repetition of an accepted one is receipted again; a stranger's is refused."""
+        decision = Decision()
+        current = self._seat_or_receipt(decision, name, task_id, contribution.digest)
+        if current is not None:
+            fact = UpdateAccepted(
+                round=current.number,
+                participant=name,
+                digest=contribution.digest,
+                examples=contribution.examples,
+                metrics=dict(metrics),
+                evaluation=dict(evaluation),
+            )
+            self._record(decision, fact)
+            decision.effects.append(SendReceipt(participant=name, task_id=task_id, accepted=True))
+            self._advance(decision, now_s)
+        return decision
+
+    def scored(self, name: str, task_id: str, examples: int, evaluation: Mapping[str, float], now_s: float) -> Decision:
+        """A participant scored the base version."""
+        decision = Decision()
+        current = self._seat_or_receipt(decision, name, task_id, "")
+        if current is not None:
+            fact = EvaluationAccepted(
+                round=current.number, participant=name, examples=examples, evaluation=dict(evaluation)
+            )
+            self._record(decision, fact)
+            decision.effects.append(SendReceipt(participant=name, task_id=task_id, accepted=True))
+            self._advance(decision, now_s)
+        return decision
+
+    def rejected(self, name: str, task_id: str, outcome: Excuse, error: RefusedError, now_s: float) -> Decision:
+        """A result was turned away ("refused"), or the participant would not do the task ("declined")."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is not None and not current.sealed and self._holds(current, name, task_id):
+            self._excuse(decision, current, name, outcome, error.code, error.message)
+            self._advance(decision, now_s)
+        if outcome == "refused":
+            decision.effects.append(
+                SendReceipt(participant=name, task_id=task_id, accepted=False, code=error.code, message=error.message)
+            )
+        return decision
+
+    def tick(self, now_s: float) -> Decision:
+        """Time has passed: close the round whose deadline is behind us, or give it another."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is None or current.sealed:
+            return decision
+        if now_s < current.closes_s:
+            decision.effects.append(WakeAt(at_s=current.closes_s))
+            return decision
+        if current.purpose == "evaluate" or len(current.done()) >= self.spec.min_updates:
+            for name in current.pending():
+                task = self._task(current, name)
+                self._excuse(decision, current, name, "late", "late", "the round's deadline passed")
+                decision.effects.append(CancelTask(participant=name, task_id=task.task_id, reason="deadline"))
+            self._advance(decision, now_s)
+        else:
+            again = [name for name in sorted(self._available) if not self._settled(current, name)]
+            self._extend(decision, current, again, now_s + self.spec.deadline_s)
+        return decision
+
+    def committed(self, order: BeginMerge, digest: str, size: int, now_s: float) -> Decision:
+        """The merge that :class:`BeginMerge` asked for is on disk."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is None or not current.sealed or current.number != order.round:
+            return decision
+        version = self.state.version + 1
+        self._record(
+            decision,
+            VersionCommitted(round=current.number, version=version, digest=digest, size=size, committed_s=now_s),
+        )
+        updates = len(order.contributions)
+        decision.effects.append(
+            AnnounceVersion(round=current.number, version=version, digest=digest, size=size, updates=updates)
+        )
+        self._advance(decision, now_s)
+        return decision
+
+    def stop(self, now_s: float) -> Decision:
+        """The operator ends the run; what is committed stays."""
+        decision = Decision()
+        if self.state.finished is None:
+            self._record(decision, RunFinished(reason="stopped", finished_s=now_s))
+            decision.effects.append(AnnounceFinish(version=self.state.version, reason="stopped"))
+        return decision
+
+    # ---- what the machine says of itself --------------------------------------------------------------------------
+
+    def waiting_for(self) -> str:
+        """One sentence for a person: what has to happen next."""
+        if self.state.finished is not None:
+            return f"The run is {self.state.finished.reason}."
+        current = self.state.open_round()
+        if current is None:
+            have, need = len(self._available), self.spec.min_participants
+            return f"Waiting for participants: {have} of at least {need} are ready."
+        if current.sealed:
+            return f"Merging {len(current.done())} updates of round {current.number}."
+        pending = current.pending()
+        if pending:
+            return f"Round {current.number} waits for {', '.join(pending[:5])}{' …' if len(pending) > 5 else ''}."
+        return (
+            f"Round {current.number} has {len(current.done())} of the {self.spec.min_updates} updates it needs; it asks "
+            "again at its deadline."
+        )
+
+    def expects(self, name: str, task_id: str) -> bool:
+        """Whether a result of this participant for this task is still wanted."""
+        current = self.state.open_round()
+        return current is not None and not current.sealed and self._holds(current, name, task_id)
+
+    def present(self) -> frozenset[str]:
+        """Who is ready for tasks."""
+        return frozenset(self._available)
+
+    # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _record(self, decision: Decision, fact: Fact) -> None:
+        self.state.apply(fact)
+        decision.facts.append(fact)
+
+    def _advance(self, decision: Decision, now_s: float) -> None:
+        """Go as far as the facts allow: seal or close the open round, open the next, or finish."""
+        if self.state.finished is not None:
+            return
+        current = self.state.open_round()
+        if current is not None:
+            if current.sealed or current.pending():
+                return
+            if current.purpose == "train":
+                if not self._short(current):
+                    self._record(decision, RoundSealed(round=current.number))
+                    decision.effects.append(self._merge_order(current))
+                return
+            self._record(decision, EvaluationClosed(round=current.number, closed_s=now_s))
+        if self.state.trained_rounds() < self.spec.count:
+            self._open(decision, "train", now_s)
+        elif self.state.rounds[-1].purpose == "train" and self.spec.evaluate_every > 0:
+            self._open(decision, "evaluate", now_s)
+        else:
+            self._record(decision, RunFinished(reason="completed", finished_s=now_s))
+            decision.effects.append(AnnounceFinish(version=self.state.version, reason="completed"))
+
+    def _open(self, decision: Decision, purpose: Purpose, now_s: float) -> None:
+        if len(self._available) < (self.spec.min_participants if purpose == "train" else 1):
+            return
+        number = len(self.state.rounds) + 1
+        cohort = sorted(self._available)
+        if purpose == "train" and 0 < self.spec.participants_per_round < len(cohort):
+            cohort = sample(cohort, self.spec.participants_per_round, self.spec.seed, number)
+        every = self.spec.evaluate_every
+        fact = RoundOpened(
+            round=number,
+            purpose=purpose,
+            base_version=self.state.version,
+            cohort=tuple(cohort),
+            evaluate=purpose == "evaluate" or (every > 0 and self.state.version % every == 0),
+            opened_s=now_s,
+            closes_s=now_s + self.spec.deadline_s,
+        )
+        self._record(decision, fact)
+        current = self.state.rounds[-1]
+        decision.effects.extend(self._task(current, name) for name in cohort)
+        decision.effects.append(WakeAt(at_s=fact.closes_s))
+
+    def _extend(self, decision: Decision, current: Round, asked: Iterable[str], closes_s: float) -> None:
+        fact = CohortExtended(round=current.number, asked=tuple(asked), closes_s=closes_s)
+        self._record(decision, fact)
+        decision.effects.extend(self._task(current, name) for name in fact.asked)
+        decision.effects.append(WakeAt(at_s=closes_s))
+
+    def _excuse(
+        self, decision: Decision, current: Round, name: str, outcome: Excuse, code: str, message: str
+    ) -> None:
+        self._record(
+            decision,
+            ParticipantExcused(round=current.number, participant=name, outcome=outcome, code=code, message=message),
+        )
+
+    def _task(self, current: Round, name: str) -> IssueTask:
+        attempt = current.seats[name].attempt
+        return IssueTask(
+            participant=name,
+            task_id=task_id(self.run_id, current.number, attempt, name),
+            purpose=current.purpose,
+            round=current.number,
+            attempt=attempt,
+            base_version=current.base_version,
+            seed=attempt_seed(self.spec.seed, attempt),
+            evaluate=current.evaluate,
+            closes_s=current.closes_s,
+        )
+
+    def _merge_order(self, current: Round) -> BeginMerge:
+        seats = current.seats
+        return BeginMerge(
+            round=current.number,
+            base_version=current.base_version,
+            contributions=tuple(
+                Contribution(participant=name, digest=seats[name].digest, examples=seats[name].examples)
+                for name in current.done()
+            ),
+        )
+
+    def _seat_or_receipt(self, decision: Decision, name: str, task: str, digest: str) -> Round | None:
+        """The open round if this result fills a pending seat; otherwise a receipt that says what became of it."""
+        current = self.state.open_round()
+        if current is not None and not current.sealed and self._holds(current, name, task):
+            return current
+        for item in reversed(self.state.rounds):
+            seat = item.seats.get(name)
+            if seat is None or task != task_id(self.run_id, item.number, seat.attempt, name):
+                continue
+            known = seat.outcome == "done" and seat.digest == digest
+            decision.effects.append(
+                SendReceipt(
+                    participant=name,
+                    task_id=task,
+                    accepted=known,
+                    code="" if known else "task-closed",
+                    message="" if known else f"round {item.number} closed without it ({seat.outcome})",
+                )
+            )
+            return None
+        decision.effects.append(
+            SendReceipt(
+                participant=name,
+                task_id=task,
+                accepted=False,
+                code="task-unknown",
+                message="no such task was given to you in this run",
+            )
+        )
+        return None
+
+    def _holds(self, current: Round, name: str, task: str) -> bool:
+        if not self._is_pending(current, name):
+            return False
+        return task == task_id(self.run_id, current.number, current.seats[name].attempt, name)
+
+    def _short(self, current: Round) -> bool:
+        """Nobody is pending any more and too few updates are there: the round needs more participants."""
+        return current.purpose == "train" and not current.pending() and len(current.done()) < self.spec.min_updates
+
+    @staticmethod
+    def _is_pending(current: Round, name: str) -> bool:
+        seat = current.seats.get(name)
+        return seat is not None and seat.outcome == "pending"
+
+    @staticmethod
+    def _settled(current: Round, name: str) -> bool:
+        seat = current.seats.get(name)
+        return seat is not None and seat.outcome in ("pending", "done")
+
+
+def task_id(run_id: str, round_number: int, attempt: int, participant: str) -> str:
+    """The name of a task: the same after any restart, unique in the federation."""
+    return f"{run_id}/{round_number}.{attempt}/{participant}"
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """The seed that a task carries: the plan's own for a first attempt, another for each further one.
+
+    A deterministic training that failed would otherwise fail again in the same way.
+    """
+    if attempt == 1:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"fedloom/attempt/{seed}/{attempt}".encode()).digest()[:8], "big") >> 1
+
+
+def sample(names: list[str], count: int, seed: int, round_number: int) -> list[str]:
+    """``count`` of the names, the same for the same seed and round whatever the order they came in.
+
+    Every subset is equally likely: names are ranked by a keyed hash. No privacy amplification is claimed for it.
+    """
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"fedloom/cohort/{seed}/{round_number}/{name}".encode()).digest()
+
+    return sorted(sorted(names, key=rank)[:count])

@@ -1,0 +1,140 @@
+"""The state of a run: a fold over its facts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from coordinator.rounds.facts import (
+    CohortExtended,
+    EvaluationAccepted,
+    EvaluationClosed,
+    Excuse,
+    Fact,
+    ParticipantExcused,
+    Purpose,
+    RoundOpened,
+    RoundSealed,
+    RunFinished,
+    UpdateAccepted,
+    VersionCommitted,
+)
+
+Outcome = Literal["pending", "done"] | Excuse
+
+
+@dataclasses.dataclass(kw_only=True)
+class Seat:
+    """A participant's place in a round. ``attempt`` counts from 1."""
+
+    attempt: int = 1
+    outcome: Outcome = "pending"
+    code: str = ""
+    message: str = ""
+    digest: str = ""
+    examples: int = 0
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Round:
+    """A round and everyone's seat in it. ``version`` is what it committed, None while open or for scoring rounds."""
+
+    number: int
+    purpose: Purpose
+    base_version: int
+    evaluate: bool
+    opened_s: float
+    closes_s: float
+    seats: dict[str, Seat]
+    sealed: bool = False
+    version: int | None = None
+    digest: str = ""
+    closed_s: float | None = None
+
+    def pending(self) -> list[str]:
+        """Names still expected to answer, sorted."""
+        return sorted(name for name, seat in self.seats.items() if seat.outcome == "pending")
+
+    def done(self) -> list[str]:
+        """Names whose result was accepted, sorted: the order of merging."""
+        return sorted(name for name, seat in self.seats.items() if seat.outcome == "done")
+
+
+@dataclasses.dataclass
+class RunState:
+    """All that the log says. ``version`` is the last committed one; ``rounds`` holds every round in order."""
+
+    version: int = 0
+    digest: str = ""
+    size: int = 0
+    rounds: list[Round] = dataclasses.field(default_factory=list)
+    finished: RunFinished | None = None
+
+    def open_round(self) -> Round | None:
+        """The round in progress, or None."""
+        return self.rounds[-1] if self.rounds and self.rounds[-1].closed_s is None else None
+
+    def trained_rounds(self) -> int:
+        """How many training rounds have committed a version."""
+        return sum(1 for item in self.rounds if item.purpose == "train" and item.version is not None)
+
+    def apply(self, fact: Fact) -> None:
+        """Take a fact in.
+
+        Raises:
+            ValueError: the fact can't follow what is known, so the log is damaged.
+        """
+        if isinstance(fact, RoundOpened):
+            self._open(fact)
+            return
+        if isinstance(fact, RunFinished):
+            self.finished = fact
+            return
+        current = self.open_round()
+        if current is None or current.number != fact.round:
+            raise ValueError(f"{type(fact).__name__} names round {fact.round}, which isn't open")
+        if isinstance(fact, UpdateAccepted | EvaluationAccepted | ParticipantExcused):
+            _answer(current, fact)
+        elif isinstance(fact, CohortExtended):
+            for name in fact.asked:
+                before = current.seats.get(name)
+                current.seats[name] = Seat(attempt=before.attempt + 1 if before else 1)
+            current.closes_s = fact.closes_s
+        elif isinstance(fact, RoundSealed):
+            current.sealed = True
+        elif isinstance(fact, VersionCommitted):
+            if fact.version != self.version + 1:
+                raise ValueError(f"version {fact.version} can't follow version {self.version}")
+            current.version, current.digest, current.closed_s = fact.version, fact.digest, fact.committed_s
+            self.version, self.digest, self.size = fact.version, fact.digest, fact.size
+        elif isinstance(fact, EvaluationClosed):
+            current.closed_s = fact.closed_s
+
+    def _open(self, fact: RoundOpened) -> None:
+        if self.open_round() is not None or fact.round != len(self.rounds) + 1:
+            raise ValueError(f"round {fact.round} can't open now")
+        self.rounds.append(
+            Round(
+                number=fact.round,
+                purpose=fact.purpose,
+                base_version=fact.base_version,
+                evaluate=fact.evaluate,
+                opened_s=fact.opened_s,
+                closes_s=fact.closes_s,
+                seats={name: Seat() for name in fact.cohort},
+            )
+        )
+
+
+def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | ParticipantExcused) -> None:
+    seat = current.seats.get(fact.participant)
+    if seat is None or seat.outcome != "pending":
+        raise ValueError(f"{fact.participant} has no open seat in round {current.number}")
+    if isinstance(fact, ParticipantExcused):
+        seat.outcome, seat.code, seat.message = fact.outcome, fact.code, fact.message
+        return
+    seat.outcome, seat.examples, seat.evaluation = "done", fact.examples, dict(fact.evaluation)
+    if isinstance(fact, UpdateAccepted):
+        seat.digest, seat.metrics = fact.digest, dict(fact.metrics)

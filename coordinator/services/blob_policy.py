@@ -1,0 +1,42 @@
+"""Who may store and read which blobs: the hub and the roster decide."""
+
+from __future__ import annotations
+
+from coordinator.daemon import Daemon
+from coordinator.store import MemberState
+from wire import Identity, RefusedError, Role
+
+
+class HubPolicy:
+    """Answers for ``wire.BlobService``: updates of open rounds come in, versions of the model go out, nothing else."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def may_upload(self, identity: Identity, digest: bytes, size: int) -> None:
+        """Raise :class:`RefusedError` unless this peer owes an update of this size."""
+        self._admit(identity)
+        self._hub_ready()
+        assert self._daemon.hub is not None
+        self._daemon.hub.may_upload(identity.name, digest, size)
+
+    def may_download(self, identity: Identity, digest: bytes) -> None:
+        """Raise :class:`RefusedError` unless the blob is a version of the model and this peer a member or the operator."""
+        if identity.role is not Role.OPERATOR:
+            self._admit(identity)
+        self._hub_ready()
+        assert self._daemon.hub is not None
+        self._daemon.hub.may_download(identity.name, digest)
+
+    def refused(self, identity: Identity, error: RefusedError) -> None:
+        """Count a refusal of the service's own (a wrong digest, too many bytes)."""
+        self._daemon.store.count_refusal(error.code, identity.name)
+
+    def _admit(self, identity: Identity) -> None:
+        member = self._daemon.store.member(identity.name)
+        if identity.role is not Role.PARTICIPANT or member is None or member.state is not MemberState.ENROLLED:
+            raise RefusedError("participant-revoked", f"{identity.name} may not transfer blobs")
+
+    def _hub_ready(self) -> None:
+        if self._daemon.hub is None:
+            raise RefusedError("blob-not-expected", "the run isn't open yet", "Try again in a moment.")

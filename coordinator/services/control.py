@@ -1,0 +1,140 @@
+"""The operator's service."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+
+from coordinator import status
+from coordinator.daemon import Daemon
+from coordinator.services.access import operator_of, refuse
+from coordinator.store import Invitation
+from protos import control_pb2 as pb
+from protos import control_pb2_grpc, session_pb2
+from wire import ConfigError, FederationCA, FedloomError, RefusedError, Token, abort, check_name, fingerprint
+
+_log = logging.getLogger("fedloom.coordinator")
+
+# `Watch` sends at most so often, and at least once in the longer time.
+_LEAST_S: Final = 0.1
+_MOST_S: Final = 5.0
+
+_MAX_TTL_S: Final = 30 * 86_400.0
+
+
+class ControlService(control_pb2_grpc.ControlServicer):
+    """What the operator may ask and do. Every call needs a certificate of role "operator"."""
+
+    def __init__(self, daemon: Daemon, ca: FederationCA, *, enrolment_address: str, invitation_ttl_s: float) -> None:
+        self._daemon = daemon
+        self._ca = ca
+        self._enrolment_address = enrolment_address
+        self._ttl_s = invitation_ttl_s
+
+    async def GetStatus(  # noqa: N802
+        self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.Status:
+        """The present state."""
+        await self._operator(context)
+        return self._status()
+
+    async def Watch(  # noqa: N802
+        self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.Status]:
+        """The present state, and again whenever it changed."""
+        await self._operator(context)
+        while True:
+            yield self._status()
+            await asyncio.sleep(_LEAST_S)
+            await self._daemon.wait_changed(_MOST_S)
+
+    async def Invite(  # noqa: N802
+        self, request: pb.InviteRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.InviteReply:
+        """One-time tokens."""
+        await self._operator(context)
+        ttl_s = request.ttl_s or self._ttl_s
+        try:
+            if not request.names:
+                raise ConfigError("no name was given", "Say whom to invite: fedloom coordinator invite hospital-a.")
+            if not 0 < ttl_s <= _MAX_TTL_S:
+                raise ConfigError(f"a token can't be valid for {ttl_s:.0f} s", "Choose up to 30 days.")
+            for name in request.names:
+                check_name(name, "participant")
+        except FedloomError as error:
+            await abort(context, error)
+        return pb.InviteReply(invitations=[self._invite(name, ttl_s) for name in request.names])
+
+    def _invite(self, name: str, ttl_s: float) -> pb.Invitation:
+        secret = secrets.token_bytes(32)
+        expires_s = time.time() + ttl_s
+        self._daemon.store.invite(
+            Invitation(name=name, secret_hash=hashlib.sha256(secret).digest(), expires_s=expires_s)
+        )
+        token = Token(
+            name=name, address=self._enrolment_address, fingerprint=fingerprint(self._ca.pem), secret=secret
+        )
+        _log.info("invited %s", name)
+        return pb.Invitation(name=name, token=token.encode(), expires=status.rfc3339(expires_s))
+
+    async def Revoke(  # noqa: N802
+        self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.RevokeReply:
+        """Shut a participant out, now."""
+        await self._operator(context)
+        daemon = self._daemon
+        was_connected = daemon.connected(request.name)
+        if not daemon.store.revoke(request.name, request.reason, time.time()):
+            error = RefusedError(
+                "participant-unknown",
+                f"{request.name[:63]!r} is not in the roster",
+                "See the names with: fedloom coordinator status.",
+            )
+            await abort(context, error)
+        _log.warning("revoked %s: %s", request.name, request.reason)
+        if daemon.hub is not None:
+            daemon.perform(daemon.hub.revoked(request.name, request.reason, time.time()))
+        return pb.RevokeReply(name=request.name, was_connected=was_connected)
+
+    async def Export(  # noqa: N802
+        self, request: pb.ExportRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ExportReply:
+        """Where a version of the model is."""
+        await self._operator(context)
+        hub = await self._daemon.opened()
+        wanted = 0 if request.initial else request.version or None
+        checkpoint = hub.store.checkpoint(hub.plan.run_id, wanted)
+        if checkpoint is None or not self._daemon.blobs.has(checkpoint.digest):
+            last = hub.machine.state.version
+            error = RefusedError(
+                "blob-unknown",
+                f"version {wanted} of run {hub.plan.run_id} isn't here",
+                f"The last committed version is {last}.",
+            )
+            await abort(context, error)
+        assert checkpoint is not None
+        return pb.ExportReply(
+            run_id=hub.plan.run_id,
+            version=checkpoint.version,
+            model=session_pb2.Blob(digest=checkpoint.digest, size=checkpoint.size),
+            plan=hub.plan.canonical(),
+        )
+
+    async def _operator(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            operator_of(context)
+        except RefusedError as error:
+            await refuse(context, self._daemon.store, "operator", error)
+
+    def _status(self) -> pb.Status:
+        daemon = self._daemon
+        if daemon.hub is None:
+            return status.preparing(self._ca.federation, daemon.message, daemon.store.members())
+        return status.view(daemon.hub, daemon.message, time.time())

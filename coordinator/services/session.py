@@ -1,0 +1,94 @@
+"""The participant's stream, and renewal of its certificate."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from coordinator.daemon import Daemon
+from coordinator.services.access import member_of, refuse
+from protos import session_pb2 as pb
+from protos import session_pb2_grpc
+from wire import FederationCA, FedloomError, Identity, RefusedError, Role, abort, csr_has_key_of
+
+_log = logging.getLogger("fedloom.coordinator")
+
+
+class SessionService(session_pb2_grpc.SessionServicer):
+    """One stream for each connected participant."""
+
+    def __init__(self, daemon: Daemon, ca: FederationCA, *, certificate_days: float) -> None:
+        self._daemon = daemon
+        self._ca = ca
+        self._certificate_days = certificate_days
+
+    async def Attach(  # noqa: N802
+        self, request_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.FromCoordinator]:
+        """Pass messages both ways until either side ends the stream."""
+        daemon = self._daemon
+        try:
+            peer = member_of(context, daemon.store)
+        except RefusedError as error:
+            await refuse(context, daemon.store, _peer_name(context), error)
+            return
+        outbox = daemon.attach(peer)
+        _log.info("%s connected from %s", peer, context.peer())
+        reader = asyncio.create_task(self._read(peer, request_iterator))
+        try:
+            while True:
+                next_message = asyncio.create_task(outbox.get())
+                await asyncio.wait({next_message, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if reader.done() and not next_message.done():
+                    next_message.cancel()
+                    break
+                message = await next_message
+                if message is None:
+                    break
+                yield message
+            failure = reader.exception() if reader.done() and not reader.cancelled() else None
+            if isinstance(failure, FedloomError):
+                await abort(context, failure)
+        finally:
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await reader
+            daemon.detach(peer, outbox)
+            _log.info("%s disconnected", peer)
+
+    async def _read(self, peer: str, request_iterator: Any) -> None:
+        async for message in request_iterator:
+            await self._daemon.receive(peer, message)
+
+    async def Renew(  # noqa: N802
+        self, request: pb.RenewRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.RenewReply:
+        """A new certificate for the enrolled key."""
+        store = self._daemon.store
+        try:
+            peer = member_of(context, store)
+            member = store.member(peer)
+            assert member is not None
+            if not csr_has_key_of(request.csr_pem, member.certificate_pem):
+                raise RefusedError(
+                    "csr-invalid",
+                    f"{peer} asked to renew its certificate for another key",
+                    "A new key needs a new token: fedloom coordinator invite NAME.",
+                )
+            certificate = self._ca.sign_csr(request.csr_pem, peer, Role.PARTICIPANT, self._certificate_days)
+            store.renew(peer, certificate, Identity.parse(certificate).serial)
+        except RefusedError as error:
+            await refuse(context, store, _peer_name(context), error)
+            raise
+        _log.info("renewed the certificate of %s", peer)
+        return pb.RenewReply(certificate_pem=certificate)
+
+
+def _peer_name(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    names = context.auth_context().get("x509_common_name", ())
+    return next((name.decode("utf-8", "replace")[:63] for name in names), "unknown")

@@ -1,0 +1,126 @@
+"""The operator's view: one message from the hub's state, the roster and the counts."""
+
+from __future__ import annotations
+
+import datetime
+import math
+
+from coordinator.hub import Hub, Presence
+from coordinator.rounds import Round, Seat
+from coordinator.store import Member, MemberState
+from protos import control_pb2 as pb
+from protos import session_pb2
+from wire import Identity
+
+
+def view(hub: Hub, message: str, now_s: float) -> pb.Status:
+    """Everything ``fedloom coordinator status`` shows."""
+    state = hub.machine.state
+    current = state.open_round()
+    refusals: dict[str, int] = {}
+    for (code, _), count in hub.store.refusals().items():
+        refusals[code] = refusals.get(code, 0) + count
+    return pb.Status(
+        federation=hub.plan.federation,
+        run_id=hub.plan.run_id,
+        state=phase(hub),
+        round=current.number if current else 0,
+        rounds=hub.plan.rounds.count,
+        version=state.version,
+        model=session_pb2.Blob(digest=bytes.fromhex(state.digest), size=state.size),
+        participants=[_participant(hub, member, current, now_s) for member in hub.store.members()],
+        history=[_round(item, now_s) for item in state.rounds],
+        refusals=refusals,
+        message=message,
+    )
+
+
+def preparing(federation: str, message: str, members: list[Member]) -> pb.Status:
+    """The view before there is a run."""
+    return pb.Status(
+        federation=federation,
+        state="preparing",
+        message=message,
+        participants=[pb.ParticipantStatus(name=member.name, state=_roster_state(member)) for member in members],
+    )
+
+
+def phase(hub: Hub) -> str:
+    """What the run is doing, in one word."""
+    state = hub.machine.state
+    current = state.open_round()
+    if state.finished is not None:
+        return "finished"
+    if current is None:
+        return "waiting"
+    if current.sealed:
+        return "merging"
+    return "training" if current.purpose == "train" else "evaluating"
+
+
+def _participant(hub: Hub, member: Member, current: Round | None, now_s: float) -> pb.ParticipantStatus:
+    known = hub.presence.get(member.name)
+    seat = current.seats.get(member.name) if current else None
+    status = pb.ParticipantStatus(name=member.name, state=_state(member, known, seat))
+    if member.certificate_pem:
+        status.certificate_expires = Identity.parse(member.certificate_pem).expires.isoformat(timespec="seconds")
+    if known is not None:
+        status.examples, status.done, status.total = known.examples, known.done, known.total
+        status.silent_s = now_s - known.heard_s
+        if current is not None and seat is not None and seat.outcome == "pending":
+            status.round = current.number
+    return status
+
+
+def _state(member: Member, known: Presence | None, seat: Seat | None) -> str:
+    if member.state is not MemberState.ENROLLED:
+        return str(member.state)
+    if known is None or not known.connected:
+        return "away"
+    if not known.ready:
+        return "preparing"
+    if seat is not None and seat.outcome == "done":
+        return "done"
+    return known.stage
+
+
+def _roster_state(member: Member) -> str:
+    return "away" if member.state is MemberState.ENROLLED else str(member.state)
+
+
+def _round(item: Round, now_s: float) -> pb.RoundStatus:
+    weights = [
+        (seat.examples, seat.metrics["loss"]) for seat in item.seats.values() if "loss" in seat.metrics and seat.examples
+    ]
+    total = sum(weight for weight, _ in weights)
+    return pb.RoundStatus(
+        round=item.number,
+        version=item.version or 0,
+        seconds=(item.closed_s if item.closed_s is not None else now_s) - item.opened_s,
+        model=session_pb2.Blob(digest=bytes.fromhex(item.digest)) if item.digest else None,
+        weighted_loss=sum(weight * loss for weight, loss in weights) / total if total else math.nan,
+        participants=[
+            pb.ParticipantRound(
+                name=name,
+                outcome=outcome(item, seat),
+                examples=seat.examples,
+                metrics=seat.metrics,
+                evaluation=seat.evaluation,
+            )
+            for name, seat in sorted(item.seats.items())
+        ],
+    )
+
+
+def outcome(item: Round, seat: Seat) -> str:
+    """A seat's outcome for a person: "merged" once its update is in a version, with the code where it was turned away."""
+    if seat.outcome == "done":
+        if item.purpose == "evaluate":
+            return "scored"
+        return "merged" if item.version is not None else "done"
+    return f"{seat.outcome}: {seat.code}" if seat.outcome in ("refused", "declined") else seat.outcome
+
+
+def rfc3339(at_s: float) -> str:
+    """Seconds since the epoch as RFC 3339, UTC."""
+    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).isoformat(timespec="seconds")

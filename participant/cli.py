@@ -1,0 +1,137 @@
+"""``fedloom participant``: take part in a federation with a site's data."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from participant.agent import Finished
+    from participant.site import Site
+
+app = typer.Typer(no_args_is_help=True, help="Take part in a federation with this site's data.", add_completion=False)
+
+_DEFAULT_HOME = Path("~/.fedloom/participant")
+_Home = Annotated[Path, typer.Option("--home", help="The site's folder: identity, configuration, journal.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+@app.command()
+def join(
+    token: Annotated[str, typer.Argument(help="The token that the operator gave you.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="A folder with a manifest, a data set such as emoji:twitter, or module:function."),
+    ],
+    home: _Home = _DEFAULT_HOME,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", help="A Python entry point (module:function) that a plan may name. Repeatable."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Join anew, with a new key.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Make this site's key, have it certified with the token, and write the site's folder."""
+    from participant.joining import join as enrol
+    from wire import Token
+
+    folder = home.expanduser()
+    place = Path(data).expanduser()
+    source = str(place.resolve()) if place.exists() else data
+    site = asyncio.run(enrol(Token.parse(token), folder, data=source, allow=tuple(allow or ()), replace=replace))
+    if as_json:
+        _print({"name": site.name, "federation": site.federation, "home": str(folder), "data": source})
+        return
+    typer.echo(f"Joined federation {site.federation} as {site.name}. This site's key stays in {folder}.")
+    again = "" if home == _DEFAULT_HOME else f" --home {home}"
+    typer.echo(f"Take part with:  fedloom participant run{again}")
+
+
+@app.command()
+def run(
+    home: _Home = _DEFAULT_HOME,
+    once: Annotated[bool, typer.Option("--once", help="Exit when the present run is over.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Connect to the coordinator and train when asked, until stopped (Ctrl-C) or, with --once, until the run is over."""
+    from participant.site import Site
+    from wire import hold_folder, set_up_logging
+
+    folder = home.expanduser()
+    site = Site.load(folder)
+    set_up_logging(level="DEBUG" if verbose else "INFO", json_lines=as_json)
+    with hold_folder(folder, "participant"):
+        result = asyncio.run(_run(site, once=once))
+    if result is not None:
+        _print({"run": result.run_id, "version": result.version, "reason": result.reason}) if as_json else typer.echo(
+            f"Run {result.run_id} is {result.reason}; version {result.version} is the final model."
+        )
+
+
+async def _run(site: Site, *, once: bool) -> Finished | None:
+    from participant.daemon import Daemon
+    from participant.site import BLOBS, JOURNAL
+    from participant.store import ParticipantStore
+    from wire import BlobStore, software, until_stopped
+
+    store = ParticipantStore(site.folder / JOURNAL)
+    blobs = BlobStore(site.folder / BLOBS, reserve_bytes=site.config.reserve_mb << 20)
+    daemon = Daemon(site, store, blobs, software=software())
+    try:
+        return await until_stopped(daemon.run(once=once))
+    finally:
+        await daemon.close()
+        store.close()
+
+
+@app.command()
+def status(
+    home: _Home = _DEFAULT_HOME,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many past tasks to show.")] = 10,
+    as_json: _Json = False,
+) -> None:
+    """Who this site is in the federation, and what its data were used for."""
+    from participant.site import JOURNAL, Site
+    from participant.store import ParticipantStore
+
+    site = Site.load(home.expanduser())
+    store = ParticipantStore(site.folder / JOURNAL)
+    try:
+        tasks = store.history(limit)
+    finally:
+        store.close()
+    expires = site.credentials.identity.expires.isoformat(timespec="seconds")
+    rows: list[dict[str, Any]] = [
+        {
+            "task": record.task_id,
+            "kind": record.kind,
+            "round": record.round,
+            "state": str(record.state),
+            "examples": record.examples,
+            "metrics": record.metrics,
+            "evaluation": record.evaluation,
+        }
+        for record in tasks
+    ]
+    if as_json:
+        identity = {"name": site.name, "federation": site.federation, "certificate_expires": expires}
+        _print({**identity, "coordinator": site.config.session_address, "data": site.config.data, "tasks": rows})
+        return
+    typer.echo(f"{site.name} in federation {site.federation}; certificate valid until {expires}")
+    typer.echo(f"coordinator  {site.config.session_address}")
+    typer.echo(f"data         {site.config.data}")
+    if not rows:
+        typer.echo("No task was done yet.")
+    for row in rows:
+        numbers = {**row["metrics"], **row["evaluation"]}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in sorted(numbers.items()))
+        typer.echo(f"  round {row['round']:<4} {row['kind']:<9} {row['state']:<10} {row['examples']:>8} examples  {text}")
+
+
+def _print(body: dict[str, Any]) -> None:
+    typer.echo(json.dumps(body, sort_keys=True))

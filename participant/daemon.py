@@ -1,0 +1,285 @@
+"""The participant's daemon: carries out the agent's actions on a real network, a real disk and the site's data."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import threading
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final
+
+import grpc
+
+from participant.agent import Abandon, Action, Agent, Fetch, Finished, Prepare, Push, Say, Stop, Work
+from participant.site import Site
+from participant.store import ParticipantStore
+from participant.work import Workbench
+from protos import blobs_pb2_grpc, session_pb2_grpc
+from protos import session_pb2 as pb
+from wire import (
+    BlobStore,
+    FedloomError,
+    RefusedError,
+    ResourceError,
+    UnreachableError,
+    client_credentials,
+    connect,
+    download,
+    error_from,
+    explain_handshake,
+    upload,
+)
+
+_log = logging.getLogger("fedloom.participant")
+
+_EOF: Final[Any] = vars(grpc.aio)["EOF"]  # missing from the stubs
+_FIRST_RETRY_S: Final = 0.2
+_LAST_RETRY_S: Final = 15.0
+
+
+@dataclasses.dataclass
+class _Progress:
+    done: int = 0
+    total: int = 0
+
+
+class Daemon:
+    """A running participant.
+
+    Args:
+        site: Its folder: identity, addresses, data, policy.
+        store: Its journal; closed by the caller.
+        blobs: Models and updates on its disk.
+        software: What it calls itself to the operator.
+    """
+
+    def __init__(self, site: Site, store: ParticipantStore, blobs: BlobStore, *, software: str) -> None:
+        self._site = site
+        self._store = store
+        self._blobs = blobs
+        self._agent = Agent(site.name, store, software=software)
+        self._bench = Workbench(site.name, site.config.data, frozenset(site.config.allow))
+        self._outgoing: asyncio.Queue[pb.FromParticipant] = asyncio.Queue()
+        self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cancelled: dict[str, threading.Event] = {}
+        self._progress = _Progress()
+        self._end: asyncio.Future[Finished | None] = asyncio.get_running_loop().create_future()
+        self._once = False
+        self._broken = asyncio.Event()
+        self.connections = 0
+
+    async def run(self, *, once: bool) -> Finished | None:
+        """Take part until the task is cancelled, or until the run ends if ``once``.
+
+        Raises:
+            RefusedError: the coordinator turned this site away, or the site's policy refuses its plan.
+        """
+        self._once = once
+        retry_s = _FIRST_RETRY_S
+        while True:
+            before = self.connections
+            try:
+                await self._connection()
+            except grpc.aio.AioRpcError as error:
+                reason = await self._explain(error_from(error))
+                if isinstance(reason, RefusedError):
+                    raise reason from None
+                _log.warning("%s; trying again in %.1f s", reason.message, retry_s)
+            if self._end.done():
+                return self._end.result()
+            retry_s = _FIRST_RETRY_S if self.connections > before else min(2 * retry_s, _LAST_RETRY_S)
+            await asyncio.sleep(retry_s)
+
+    async def close(self) -> None:
+        """Stop working: what is trained is in the journal."""
+        for event in self._cancelled.values():
+            event.set()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connection(self) -> None:
+        """One connection, from its opening to its end."""
+        site = self._site
+        async with connect(site.config.session_address, client_credentials(site.credentials), site.federation) as channel:
+            self._blob_stub = blobs_pb2_grpc.BlobsStub(channel)
+            self._outgoing = asyncio.Queue()
+            self._broken = asyncio.Event()
+            self._perform(self._agent.connected())
+            # The stub's annotation wants an iterator; without one the call is written to, as grpc.aio allows.
+            attach: Any = session_pb2_grpc.SessionStub(channel).Attach
+            call = attach()
+            helpers = [asyncio.create_task(self._write(call)), asyncio.create_task(self._beat())]
+            try:
+                await self._read(call)
+            finally:
+                for helper in helpers:
+                    helper.cancel()
+                call.cancel()
+                await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _read(self, call: Any) -> None:
+        first = True
+        reading = asyncio.create_task(call.read())
+        broken = asyncio.create_task(self._broken.wait())
+        try:
+            while True:
+                await asyncio.wait({reading, broken, self._end}, return_when=asyncio.FIRST_COMPLETED)
+                if self._end.done() or broken.done():
+                    return
+                message = await reading
+                if message is _EOF:
+                    code = await call.code()
+                    if code is not grpc.StatusCode.OK:
+                        raise grpc.aio.AioRpcError(
+                            code, await call.initial_metadata(), await call.trailing_metadata(), await call.details(), None
+                        )
+                    return
+                if first:
+                    first = False
+                    self.connections += 1
+                    _log.info("connected to %s as %s", self._site.config.session_address, self._site.name)
+                self._perform(self._agent.received(message))
+                reading = asyncio.create_task(call.read())
+        finally:
+            reading.cancel()
+            broken.cancel()
+
+    async def _write(self, call: Any) -> None:
+        while True:
+            message = await self._outgoing.get()
+            # A broken stream is noticed by the reader; what was lost is said again after the next check-in.
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(message)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._agent.lease_s / 4)
+            self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
+
+    async def _explain(self, error: FedloomError) -> FedloomError:
+        """Why the connection failed: TLS doesn't tell a client whose certificate was turned away."""
+        site = self._site
+        return await explain_handshake(
+            error,
+            site.config.enrolment_address,
+            site.credentials.ca_pem,
+            site.federation,
+            site.credentials.certificate_pem,
+        )
+
+    # ---- actions ----------------------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Say):
+                self._outgoing.put_nowait(action.message)
+                if action.message.WhichOneof("body") in ("update_ready", "evaluation_ready", "declined"):
+                    self._progress = _Progress()
+            elif isinstance(action, Prepare):
+                self._spawn(self._prepare(action))
+            elif isinstance(action, Fetch):
+                self._spawn(self._fetch(action))
+            elif isinstance(action, Work):
+                self._spawn(self._work(action))
+            elif isinstance(action, Push):
+                self._spawn(self._push(action))
+            elif isinstance(action, Abandon):
+                if (event := self._cancelled.get(action.task_id)) is not None:
+                    event.set()
+            elif isinstance(action, Finished):
+                _log.info("run %s is over (%s); version %d is final", action.run_id, action.reason, action.version)
+                if self._once and not self._end.done():
+                    self._end.set_result(action)
+            else:
+                self._fail(action)
+
+    def _fail(self, stop: Stop) -> None:
+        if not self._end.done():
+            self._end.set_exception(stop.error)
+
+    async def _prepare(self, action: Prepare) -> None:
+        try:
+            prepared = await asyncio.to_thread(self._bench.prepare, action.plan.learning)
+        except Exception as error:
+            if not hasattr(error, "code"):
+                raise
+            self._end.set_exception(error)
+            return
+        self._perform(self._agent.prepared(prepared))
+
+    async def _fetch(self, action: Fetch) -> None:
+        job = action.job
+        assert self._blob_stub is not None
+        try:
+            self._collect_garbage(keep=job.base_digest)
+            if not self._blobs.has(job.base_digest):
+                await download(self._blob_stub, job.base_digest, job.base_size, self._blobs, progress=self._note)
+        except UnreachableError as error:
+            self._reconnect(error)
+        except FedloomError as error:
+            self._perform(self._agent.failed(job, error))
+        else:
+            self._perform(self._agent.fetched(job))
+
+    async def _work(self, action: Work) -> None:
+        job = action.job
+        event = self._cancelled[job.task_id] = threading.Event()
+        try:
+            outcome = await asyncio.to_thread(
+                self._bench.perform, job, self._blobs.path(job.base_digest), self._blobs, self._note, event.is_set
+            )
+        except Exception as error:
+            if not event.is_set():
+                self._perform(self._agent.failed(job, error))
+            return
+        finally:
+            self._cancelled.pop(job.task_id, None)
+        self._perform(self._agent.worked(job, outcome))
+
+    async def _push(self, action: Push) -> None:
+        assert self._blob_stub is not None
+        wait_s = 1.0
+        while True:
+            try:
+                await upload(self._blob_stub, self._blobs.path(action.digest), action.digest, progress=self._note)
+            except UnreachableError as error:
+                self._reconnect(error)
+            except ResourceError as error:
+                _log.warning("the coordinator can't take the update now: %s; trying again", error.message)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LAST_RETRY_S)
+                continue
+            except RefusedError as error:
+                _log.warning("the update of %s is not wanted: %s", action.task_id, error.message)
+                self._agent.unwanted(action.task_id, error)
+            else:
+                self._perform(self._agent.pushed(action.task_id))
+            return
+
+    def _reconnect(self, error: UnreachableError) -> None:
+        """A transfer failed for good: begin again with a new connection, on which everything owed is asked for again."""
+        _log.warning("%s", error.message)
+        self._broken.set()
+
+    def _note(self, done: int, total: int) -> None:
+        """Called from worker threads; two numbers need no lock."""
+        self._progress = _Progress(done, total)
+
+    def _collect_garbage(self, keep: bytes) -> None:
+        """Old models and delivered updates go; what the journal still owes to the coordinator stays."""
+        owed = {record.update_digest for record in self._store.undelivered()}
+        self._blobs.keep_only({keep, *owed})
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._end.done():
+            self._end.set_exception(error)

@@ -1,0 +1,196 @@
+"""``fedloom simulate`` and ``fedloom init``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from coordinator.rounds import Round
+    from simulation.federation import Event
+    from wire import FederationConfig
+
+simulate_app = typer.Typer(add_completion=False)
+init_app = typer.Typer(add_completion=False)
+
+
+@simulate_app.command()
+def simulate(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A federation.toml; the emoji demo if not given.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report, record and model.")] = Path(
+        "fedloom-report"
+    ),
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Instead of [rounds] count.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of [rounds] seed.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Worker processes; 0: one a core.")] = None,
+    compare: Annotated[
+        bool | None, typer.Option("--compare/--no-compare", help="Also train each institution alone.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option("--allow", help="A Python entry point (module:function) sites may import.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
+) -> None:
+    """Run a whole federation on this machine and write a report.
+
+    Without a configuration: four institutions, each with the emoji of one drawing style, learn to find pictures by text.
+    """
+    from simulation.run import REPORT
+    from simulation.run import simulate as run
+    from wire import FederationConfig, load_federation
+
+    settings = load_federation(config) if config is not None else FederationConfig()
+    settings = settings.changed(
+        rounds={"count": rounds, "seed": seed}, simulation={"workers": workers, "compare_local": compare}
+    )
+    command = "fedloom " + shlex.join(sys.argv[1:] or ["simulate"])
+    with _progress(settings, as_json=as_json) as watch:
+        result = run(settings, out, watch, command=command, allow=frozenset(allow or ()))
+    record = result.record
+    if as_json:
+        _print(
+            {
+                "event": "finished",
+                "digest": result.digest,
+                "plan_hash": record.plan_hash,
+                "final": record.final,
+                "local_only": record.local_only,
+                "report": str(out / REPORT),
+                "seconds": round(record.wall_seconds, 1),
+            }
+        )
+        return
+    _summary(record, out / REPORT)
+
+
+@init_app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("federation.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a federation.toml with every setting, its default and what it means."""
+    from core_model.config import LearningConfig
+    from wire import ConfigError, FederationConfig, commented_toml
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists already", "Give another path, or --force to overwrite it.")
+    learning = LearningConfig()
+    text = commented_toml(
+        FederationConfig(), {name: getattr(learning, name) for name in type(learning).model_fields}
+    )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} can't be written: {error.strerror}", "Choose another place.") from error
+    if as_json:
+        _print({"file": str(path)})
+    else:
+        typer.echo(f"Wrote {path}. Try it with:  fedloom simulate --config {path}")
+
+
+def _summary(record: Any, page: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    metric = record.headline_metric
+    table = Table(box=None, pad_edge=False, header_style="dim", title=metric.label, title_justify="left")
+    for column in ("institution", "federation", "alone"):
+        table.add_column(column, justify="left" if column == "institution" else "right")
+    for institution in record.institutions:
+        table.add_row(
+            institution.name,
+            _number(record.final.get(institution.name, {}).get(metric.name), metric.unit),
+            _number(record.local_only.get(institution.name, {}).get(metric.name), metric.unit),
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Final model {record.model.digest[:16]}…, version {record.model.version}, "
+                  f"{record.wall_seconds:.0f} s. Report: {page}", highlight=False)
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if unit == "fraction" else f"{value:.4g}"
+
+
+@contextmanager
+def _progress(settings: FederationConfig, *, as_json: bool) -> Iterator[Callable[[Event], None]]:
+    """A live bar on a terminal, a line a round elsewhere, JSON lines on request."""
+    if as_json or not sys.stdout.isatty():
+        yield _lines(as_json=as_json)
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+    count, sites = settings.rounds.count, len(settings.simulation.institutions)
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+        together = progress.add_task("federation", total=count * (sites + 1), note="preparing data")
+        alone = (
+            progress.add_task("each alone", total=count * sites, note="")
+            if settings.simulation.compare_local
+            else None
+        )
+
+        def watch(event: Event) -> None:
+            if event.kind == "alone" and alone is not None:
+                progress.advance(alone)
+            elif event.kind == "update_ready":
+                progress.advance(together)
+            elif event.round is not None:
+                progress.update(together, advance=1, note=f"round {event.round.number} of {count}")
+                progress.console.print(_round_line(event.round), highlight=False)
+
+        yield watch
+
+
+def _lines(*, as_json: bool) -> Callable[[Event], None]:
+    def watch(event: Event) -> None:
+        if event.round is None:
+            return
+        if as_json:
+            _print(_round_dict(event.round))
+        else:
+            typer.echo(_round_line(event.round))
+
+    return watch
+
+
+def _round_dict(item: Round) -> dict[str, Any]:
+    seats = {
+        name: {"outcome": seat.outcome, "metrics": seat.metrics, "evaluation": seat.evaluation}
+        for name, seat in item.seats.items()
+    }
+    return {
+        "event": "round",
+        "round": item.number,
+        "version": item.version,
+        "digest": item.digest,
+        "participants": seats,
+    }
+
+
+def _round_line(item: Round) -> str:
+    cells = []
+    for name, seat in sorted(item.seats.items()):
+        shown = next((key for key in ("missing_r_at_1", "accuracy") if key in seat.evaluation), None)
+        cells.append(f"{name} {100 * seat.evaluation[shown]:.1f} %" if shown else f"{name} {_loss(seat.metrics)}")
+    return f"round {item.number:>3}  version {item.version:>3}  " + "  ".join(cells)
+
+
+def _loss(metrics: dict[str, float]) -> str:
+    return f"loss {metrics['loss']:.3f}" if "loss" in metrics else "done"
+
+
+def _print(body: dict[str, Any]) -> None:
+    typer.echo(json.dumps(body, sort_keys=True))

@@ -1,0 +1,221 @@
+"""The main job on one machine: simulate a federation, compare it with each institution alone, write the report."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.rounds import Round, RunState
+from coordinator.status import outcome
+from core_model import GalleryRow
+from core_model.config import LearningConfig
+from participant.work import Workbench
+from simulation import report
+from simulation import workers as work
+from simulation.federation import Event, Federation
+from wire import FederationConfig, RunPlan, software, validate
+
+REPORT: Final = "report.html"
+RECORD: Final = "result.json"
+MODEL: Final = "model.safetensors"
+
+_GALLERY: Final = 3
+_PACKAGES: Final = ("torch", "numpy", "grpcio", "protobuf", "cryptography")
+
+Watch = Callable[[Event], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a simulation produced. ``folder`` holds the report, the record and the final model."""
+
+    folder: Path
+    record: report.RunRecord
+    digest: str
+    plan: RunPlan
+
+
+def simulate(
+    config: FederationConfig, out: Path, watch: Watch, *, command: str, allow: frozenset[str] = frozenset()
+) -> Result:
+    """Simulate the federation that the configuration describes.
+
+    Args:
+        config: Its learning tables are completed here.
+        out: Folder for the results; made if missing.
+        watch: Told of progress.
+        command: What the user typed, for the report.
+        allow: Entry points that the simulated sites let a plan name.
+
+    Raises:
+        FedloomError: the configuration, the data or a participant makes it impossible; nothing is left half-written.
+    """
+    started = time.time()
+    learning = validate(LearningConfig, config.learning(), "the configuration")
+    config = config.with_learning(learning.model_dump(mode="json"))
+    institutions = config.simulation.institutions
+    out.mkdir(parents=True, exist_ok=True)
+    crews = [work.Crew(name=item.name, data=item.data, allow=allow) for item in institutions]
+    workers = work.Workers(crews, _processes(config.simulation.workers))
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedloom-") as temporary:
+            folder = Path(temporary)
+            initial = workers.submit(
+                institutions[0].name, _initial, learning, config.rounds.seed, folder / "initial.safetensors"
+            ).result()
+            federation = Federation(config, initial, folder, workers, watch)
+            try:
+                state = federation.run()
+                model = federation.blobs.path(bytes.fromhex(state.digest))
+                alone = _alone(federation, initial, folder, config, watch) if config.simulation.compare_local else {}
+                gallery = _gallery(workers, [crew.name for crew in crews], model)
+                shutil.copyfile(model, out / MODEL)
+                record = _record(
+                    federation, state, started=started, command=command, alone=alone, gallery=gallery
+                )
+            finally:
+                federation.close()
+    finally:
+        workers.close()
+    (out / RECORD).write_text(record.to_json(), encoding="utf-8")
+    report.write_report(record, out / REPORT)
+    return Result(folder=out, record=record, digest=state.digest, plan=federation.plan)
+
+
+def _processes(wanted: int) -> int:
+    """0 in the configuration means: as many as there are cores."""
+    return wanted or len(os.sched_getaffinity(0))
+
+
+def _initial(bench: Workbench, learning: LearningConfig, seed: int, path: Path) -> Path:
+    from core_model import initial_checkpoint
+
+    initial_checkpoint(learning, seed, path, data=bench.data, allow=bench.allow)
+    return path
+
+
+def _alone(
+    federation: Federation, initial: Path, folder: Path, config: FederationConfig, watch: Watch
+) -> dict[str, dict[str, float]]:
+    """Each institution's scores after the same number of rounds on its own data."""
+    rounds = config.rounds.count
+    futures: dict[str, Future[dict[str, float]]] = {}
+    for number in range(1, rounds + 1):
+        futures = {
+            item.name: federation.workers.submit(
+                item.name, work.train_alone, folder, initial, config.rounds.seed, number, rounds
+            )
+            for item in config.simulation.institutions
+        }
+        for name, future in futures.items():
+            future.result()
+            watch(Event("alone", name))
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _gallery(workers: work.Workers, names: Iterable[str], model: Path) -> list[report.Retrieval]:
+    found: list[report.Retrieval] = []
+    for name in names:
+        for row in workers.submit(name, _rows, model).result():
+            pictures = tuple(
+                report.Picture(
+                    png=base64.b64encode(picture.png).decode(), caption=picture.caption, correct=picture.correct
+                )
+                for picture in row.pictures
+            )
+            found.append(report.Retrieval(institution=name, query=row.query, rank=row.rank, pictures=pictures))
+    return found
+
+
+def _rows(bench: Workbench, model: Path) -> list[GalleryRow]:
+    return bench.gallery(model, _GALLERY)
+
+
+def _record(
+    federation: Federation,
+    state: RunState,
+    *,
+    started: float,
+    command: str,
+    alone: dict[str, dict[str, float]],
+    gallery: list[report.Retrieval],
+) -> report.RunRecord:
+    plan = federation.plan
+    final = state.rounds[-1]
+    return report.RunRecord(
+        title=f"Federation {plan.federation}",
+        federation=plan.federation,
+        started=datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        wall_seconds=time.time() - started,
+        virtual_seconds=(state.finished.finished_s if state.finished else 0.0) - state.rounds[0].opened_s,
+        command=command,
+        versions=_versions(),
+        config=plan.model_dump(mode="json"),
+        plan_hash=plan.hash.hex(),
+        model=report.Model(digest=state.digest, parameters=plan.initial.dimension, version=state.version),
+        institutions=tuple(
+            report.Institution(
+                name=name,
+                data=federation.workers.data(name),
+                examples=federation.hub.presence[name].examples,
+            )
+            for name in federation.participants
+        ),
+        rounds=tuple(_round(item) for item in state.rounds if item.purpose == "train"),
+        final={name: seat.evaluation for name, seat in final.seats.items() if seat.evaluation}
+        if final.purpose == "evaluate"
+        else {},
+        local_only=alone,
+        headline_metric=_headline(alone, final),
+        gallery=tuple(gallery),
+    )
+
+
+def _round(item: Round) -> report.Round:
+    return report.Round(
+        number=item.number,
+        version=item.version or 0,
+        digest=item.digest,
+        seconds=(item.closed_s or item.opened_s) - item.opened_s,
+        participants=tuple(
+            report.Participation(
+                name=name,
+                outcome=outcome(item, seat),
+                examples=seat.examples,
+                metrics=seat.metrics,
+                evaluation=seat.evaluation,
+            )
+            for name, seat in sorted(item.seats.items())
+        ),
+    )
+
+
+_HEADLINES: Final = (
+    report.Metric(name="missing_r_at_1", label="recall at 1 on pairs that only the others have seen"),
+    report.Metric(name="accuracy", label="accuracy"),
+    report.Metric(name="loss", label="loss", better="lower", unit=""),
+)
+
+
+def _headline(alone: dict[str, dict[str, float]], final: Round) -> report.Metric:
+    """The most telling metric that this task reports."""
+    reported: set[str] = set().union(*alone.values(), *(seat.evaluation for seat in final.seats.values()))
+    return next((metric for metric in _HEADLINES if metric.name in reported), _HEADLINES[-1])
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {"python": platform.python_version(), "fedloom": software().partition(" ")[2]}
+    for package in _PACKAGES:
+        found[package] = metadata.version(package)
+    return found

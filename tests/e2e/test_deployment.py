@@ -1,0 +1,143 @@
+"""The main job for real: separate processes over mutual TLS, killed and restarted, equal to the simulation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.deployment import Deployment, configuration, data_of
+
+pytestmark = pytest.mark.timeout(240)
+
+SITES = [f"site-{index}" for index in range(4)]
+DATA = {name: data_of(index, 4) for index, name in enumerate(SITES)}
+
+
+def test_four_processes_over_tls_reach_the_simulations_model_byte_for_byte(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    with Deployment(tmp_path, config) as federation:
+        federation.start_coordinator()
+        federation.join(*SITES, data=DATA)
+        for name in SITES:
+            federation.start_participant(name, "--once")
+        status = federation.wait("finished")
+        assert status["version"] == 3
+        for process in federation.participants.values():
+            assert process.wait(timeout=30) == 0
+        exported = federation.lines("coordinator", "export", "model.safetensors", "--config", str(config))[0]
+        content = (tmp_path / "model.safetensors").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == exported["sha256"] == status["model"]["digest"]
+        simulated = federation.lines("simulate", "--config", str(config), "--out", "report", "--workers", "0")[-1]
+    assert simulated["digest"] == status["model"]["digest"]
+    assert (tmp_path / "report" / "model.safetensors").read_bytes() == content
+    plan = json.loads((tmp_path / "model.plan.json").read_text())
+    assert plan["rounds"]["count"] == 3
+    final = {item["name"]: item["evaluation"] for item in status["history"][-1]["participants"]}
+    assert final == simulated["final"]
+
+
+def test_a_participant_killed_in_mid_round_is_waited_for_and_trains_nothing_twice(tmp_path: Path) -> None:
+    config = configuration(tmp_path, participants=2, rounds=2, steps=150)
+    with Deployment(tmp_path, config) as federation:
+        federation.start_coordinator()
+        names = SITES[:2]
+        federation.join(*names, data={name: data_of(index, 2) for index, name in enumerate(names)})
+        victim = federation.start_participant(names[0])
+        federation.start_participant(names[1])
+        federation.wait("training")
+        federation.kill(victim)
+        federation.start_participant(names[0])
+        status = federation.wait("finished")
+        simulated = federation.lines("simulate", "--config", str(config), "--out", "report", "--workers", "0")[-1]
+    assert status["version"] == 2
+    assert status["model"]["digest"] == simulated["digest"]
+
+
+def test_a_participant_that_stays_away_does_not_hold_up_the_round(tmp_path: Path) -> None:
+    config = configuration(tmp_path, participants=3, rounds=2, steps=150, lease_s=3.0, min_updates=2)
+    with Deployment(tmp_path, config) as federation:
+        federation.start_coordinator()
+        names = SITES[:3]
+        federation.join(*names, data={name: data_of(index, 3) for index, name in enumerate(names)})
+        for name in names:
+            federation.start_participant(name)
+        federation.wait("training")
+        federation.kill(federation.participants[names[0]])
+        time.sleep(4.0)
+        federation.start_participant(names[0])
+        status = federation.wait("finished")
+    outcomes = [{seat["name"]: seat["outcome"] for seat in item["participants"]} for item in status["history"]]
+    assert outcomes[0][names[1]] == outcomes[0][names[2]] == "merged"
+    assert status["version"] == 2
+
+
+def test_a_coordinator_killed_at_any_moment_goes_on_from_its_log(tmp_path: Path) -> None:
+    config = configuration(tmp_path, participants=2, rounds=4, steps=40)
+    with Deployment(tmp_path, config) as federation:
+        listening = federation.start_coordinator()
+        names = SITES[:2]
+        federation.join(*names, data={name: data_of(index, 2) for index, name in enumerate(names)})
+        for name in names:
+            federation.start_participant(name)
+        fixed = tmp_path / "fixed.toml"
+        text = config.read_text().replace("\nport = 0", f"\nport = {listening['session'].rpartition(':')[2]}")
+        fixed.write_text(text.replace("enrolment_port = 0", f"enrolment_port = {listening['enrolment'].rpartition(':')[2]}"))
+        federation.config = fixed
+        versions = []
+        for _ in range(3):
+            deadline = time.monotonic() + 60
+            while federation.status()["version"] <= len(versions) - 1 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            versions.append(federation.status()["version"])
+            assert federation.coordinator is not None
+            federation.kill(federation.coordinator)
+            federation.start_coordinator(config=fixed)
+            assert federation.wait_open()["version"] >= versions[-1]
+        status = federation.wait("finished")
+        simulated = federation.lines("simulate", "--config", str(config), "--out", "report", "--workers", "0")[-1]
+    assert status["version"] == 4
+    assert status["model"]["digest"] == simulated["digest"]
+
+
+def test_a_revoked_participant_is_shut_out_by_name_and_the_others_go_on(tmp_path: Path) -> None:
+    config = configuration(tmp_path, participants=3, rounds=2, steps=150, min_updates=2)
+    with Deployment(tmp_path, config) as federation:
+        federation.start_coordinator()
+        names = SITES[:3]
+        federation.join(*names, data={name: data_of(index, 3) for index, name in enumerate(names)})
+        for name in names:
+            federation.start_participant(name)
+        federation.wait("training")
+        federation.fedloom("coordinator", "revoke", names[2], "--reason", "left the study", "--config", str(config))
+        assert federation.participants[names[2]].wait(timeout=30) == 4
+        again = federation.start_participant(names[2])
+        assert again.wait(timeout=30) == 4
+        status = federation.wait("finished")
+        log = federation.log(names[2])
+    assert "participant-revoked" in log
+    assert "left the study" in log
+    assert "Traceback" not in log
+    assert status["refusals"]["participant-revoked"] == "1"
+    assert {item["name"]: item["state"] for item in status["participants"]}[names[2]] == "revoked"
+
+
+def test_daemons_stop_quietly_on_sigterm(tmp_path: Path) -> None:
+    config = configuration(tmp_path, participants=2)
+    with Deployment(tmp_path, config) as federation:
+        federation.start_coordinator()
+        federation.join(SITES[0], data={SITES[0]: data_of(0, 2)})
+        participant = federation.start_participant(SITES[0])
+        deadline = time.monotonic() + 60
+        while "connected to" not in federation.log(SITES[0]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        participant.send_signal(signal.SIGTERM)
+        assert participant.wait(timeout=20) == 0
+        assert federation.coordinator is not None
+        federation.coordinator.send_signal(signal.SIGTERM)
+        assert federation.coordinator.wait(timeout=20) == 0
+        assert "Traceback" not in federation.logs()

@@ -1,0 +1,304 @@
+"""The hub: protobuf messages in, actions out, everything stored before it is said."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from coordinator.hub import Check, Close, Hub, Merge, Send, Wake
+from coordinator.planning import run_records
+from coordinator.store import Checkpoint, Store, Transition, open_store
+from protos import session_pb2 as pb
+from wire import PROTOCOL_VERSION, InitialModel, RefusedError, ResourceError, RoundsSpec, RunPlan
+
+LEASE_S = 30.0
+DIMENSION = 5
+DIGEST = bytes(range(32))
+
+
+def plan(**rounds: object) -> RunPlan:
+    spec = {"count": 2, "min_participants": 2, "min_updates": 2, "deadline_s": 100.0, "evaluate_every": 0, **rounds}
+    initial = InitialModel(digest="ab" * 32, size=4 * DIMENSION + 64, dimension=DIMENSION, manifest_hash="cd" * 32)
+    return RunPlan(
+        federation="bench",
+        run_id="bench-1",
+        learning={},
+        rounds=RoundsSpec.model_validate(spec),
+        aggregation=RunPlan.model_fields["aggregation"].annotation(),
+        initial=initial,
+    )
+
+
+class Bench:
+    """A hub on a real database, with a clock in hand."""
+
+    def __init__(self, folder: Path, run: RunPlan | None = None) -> None:
+        self.path = folder / "coordinator.sqlite"
+        self.plan = run or plan()
+        self.store: Store = open_store(self.path)
+        self.store.create_run(*run_records(self.plan, 0.0))
+        self.now = 0.0
+        self.hub = Hub(self.store, self.plan, lease_s=LEASE_S, now_s=0.0)
+
+    def say(self, peer: str, **body: object) -> list[object]:
+        return list(self.hub.receive(peer, pb.FromParticipant(**body), self.now))
+
+    def check_in(self, peer: str, version: int = PROTOCOL_VERSION) -> list[object]:
+        return self.say(peer, check_in=pb.CheckIn(protocol_version=version, software="test"))
+
+    def ready(self, peer: str, **changes: object) -> list[object]:
+        self.check_in(peer)
+        fields = {"plan_hash": self.plan.hash, "manifest_hash": bytes.fromhex("cd" * 32), "examples": 100, **changes}
+        return self.say(peer, ready=pb.Ready(**fields))
+
+    def update(self, peer: str, task_id: str, **changes: object) -> list[object]:
+        fields = {
+            "task_id": task_id,
+            "update": pb.Blob(digest=DIGEST, size=4 * DIMENSION),
+            "examples": 10,
+            "metrics": {"loss": 0.5},
+            **changes,
+        }
+        return self.say(peer, update_ready=pb.UpdateReady(**fields))
+
+    def accept(self, peer: str, task_id: str) -> list[object]:
+        (check,) = self.update(peer, task_id)
+        assert isinstance(check, Check)
+        return list(self.hub.checked(check, None, self.now))
+
+    def restart(self) -> None:
+        self.store.close()
+        self.store = open_store(self.path)
+        self.hub = Hub(self.store, self.plan, lease_s=LEASE_S, now_s=self.now)
+
+
+def sent(actions: list[object], kind: str) -> list[tuple[str, object]]:
+    return [
+        (action.peer, getattr(action.message, kind))
+        for action in actions
+        if isinstance(action, Send) and action.message.WhichOneof("body") == kind
+    ]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_check_in_is_answered_with_the_plan_and_its_hash(bench: Bench) -> None:
+    ((peer, welcome),) = sent(bench.check_in("a"), "welcome")
+    assert peer == "a"
+    assert RunPlan.parse(welcome.plan) == bench.plan
+    assert welcome.plan_hash == bench.plan.hash
+    assert welcome.lease_s == LEASE_S
+
+
+def test_another_protocol_version_is_refused_by_name_counted_and_the_stream_closed(bench: Bench) -> None:
+    actions = bench.check_in("a", version=PROTOCOL_VERSION + 1)
+    ((_, rejection),) = sent(actions, "rejection")
+    assert rejection.code == "protocol-version"
+    assert "a (test) speaks protocol" in rejection.message
+    assert Close("a") in actions
+    assert bench.store.refusals() == {("protocol-version", "a"): 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"plan_hash": b"x" * 32}, "plan-mismatch"),
+        ({"manifest_hash": b"x" * 32}, "manifest-mismatch"),
+        ({"examples": 0}, "examples-invalid"),
+    ],
+)
+def test_a_site_that_prepared_something_else_is_refused(bench: Bench, changes: dict[str, object], code: str) -> None:
+    ((_, rejection),) = sent(bench.ready("a", **changes), "rejection")
+    assert rejection.code == code
+
+
+def test_nobody_speaks_before_checking_in_or_before_being_ready(bench: Bench) -> None:
+    ((_, rejection),) = sent(bench.say("a", progress=pb.Progress(stage="idle")), "rejection")
+    assert rejection.code == "protocol-order"
+    bench.check_in("b")
+    ((_, rejection),) = sent(bench.update("b", "bench-1/1.1/b"), "rejection")
+    assert rejection.code == "protocol-order"
+    ((_, rejection),) = sent(bench.say("b"), "rejection")
+    assert rejection.code == "protocol-order"
+
+
+def test_a_round_is_stored_before_its_tasks_are_sent(bench: Bench) -> None:
+    bench.ready("a")
+    actions = bench.ready("b")
+    tasks = dict(sent(actions, "task"))
+    assert sorted(tasks) == ["a", "b"]
+    assert tasks["a"].task_id == "bench-1/1.1/a"
+    assert tasks["a"].base.digest.hex() == bench.plan.initial.digest
+    assert tasks["a"].deadline_s == 100.0
+    assert [row.kind for row in bench.store.transitions("bench-1")] == ["RoundOpened"]
+
+
+def test_a_full_round_ends_in_a_merge_and_the_commit_in_new_tasks(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    ((_, receipt),) = sent(bench.accept("a", "bench-1/1.1/a"), "receipt")
+    assert receipt.accepted
+    merge = next(action for action in bench.accept("b", "bench-1/1.1/b") if isinstance(action, Merge))
+    assert [item.participant for item in merge.order.contributions] == ["a", "b"]
+    assert merge.base.version == 0
+    actions = list(bench.hub.merged(merge.order, "ef" * 32, 84, (b"s" * 32,), 5.0))
+    assert [committed.version for _, committed in sent(actions, "committed")] == [1, 1]
+    assert {task.base.digest.hex() for _, task in sent(actions, "task")} == {"ef" * 32}
+    checkpoint = bench.store.checkpoint("bench-1")
+    assert checkpoint is not None
+    assert (checkpoint.version, checkpoint.state) == (1, (b"s" * 32,))
+    assert bench.hub.blobs_in_use() == {bytes.fromhex("ab" * 32), bytes.fromhex("ef" * 32), b"s" * 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"update": pb.Blob(digest=DIGEST, size=4 * DIMENSION + 1)}, "update-shape"),
+        ({"update": pb.Blob(digest=b"short", size=4 * DIMENSION)}, "update-shape"),
+        ({"examples": 0}, "examples-invalid"),
+        ({"examples": 101}, "examples-invalid"),
+        ({"metrics": {"loss": math.nan}}, "metrics-invalid"),
+        ({"evaluation": {"accuracy": math.inf}}, "metrics-invalid"),
+        ({"metrics": {f"m{index}": 1.0 for index in range(65)}}, "metrics-invalid"),
+        ({"metrics": {"\x1b[31m": 1.0}}, "metrics-invalid"),
+    ],
+)
+def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(bench: Bench, changes: dict[str, object], code: str) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    ((_, receipt),) = sent(bench.update("a", "bench-1/1.1/a", **changes), "receipt")
+    assert (receipt.accepted, receipt.code) == (False, code)
+    assert bench.store.refusals() == {(code, "a"): 1}
+    assert bench.hub.machine.state.rounds[0].seats["a"].outcome == "refused"
+    assert sent(bench.accept("b", "bench-1/1.1/b"), "receipt")[0][1].accepted
+
+
+def test_a_file_that_fails_the_check_is_refused(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    (check,) = bench.update("a", "bench-1/1.1/a")
+    assert isinstance(check, Check)
+    actions = list(bench.hub.checked(check, RefusedError("update-not-finite", "NaN at 3"), 1.0))
+    ((_, receipt),) = sent(actions, "receipt")
+    assert (receipt.accepted, receipt.code) == (False, "update-not-finite")
+
+
+def test_leases_lapse_and_are_renewed_by_any_message(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.now = 20.0
+    bench.say("a", progress=pb.Progress(stage="training", done=1, total=2))
+    bench.hub.tick(35.0)
+    seats = bench.hub.machine.state.rounds[0].seats
+    assert (seats["a"].outcome, seats["b"].outcome) == ("pending", "vanished")
+    assert bench.hub.presence["a"].stage == "training"
+    assert any(isinstance(action, Wake) and action.at_s == 50.0 for action in bench.hub.tick(36.0))
+
+
+def test_a_broken_stream_keeps_its_lease_until_it_lapses(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.hub.disconnected("a", 5.0)
+    bench.hub.tick(10.0)
+    assert bench.hub.machine.state.rounds[0].seats["a"].outcome == "pending"
+    ((_, task),) = sent(bench.ready("a"), "task")
+    assert task.task_id == "bench-1/1.1/a"
+
+
+def test_leaving_ends_the_lease_at_once(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.say("b", leave=pb.Leave(reason="closing for the night"))
+    assert bench.hub.machine.state.rounds[0].seats["b"].outcome == "left"
+    assert "b" not in bench.hub.presence
+
+
+def test_revoking_ends_the_stream_and_the_seat(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    actions = list(bench.hub.revoked("b", "left the study", 5.0))
+    assert sent(actions, "rejection")[0][1].code == "participant-revoked"
+    assert Close("b") in actions
+    assert bench.hub.machine.state.rounds[0].seats["b"].outcome == "revoked"
+
+
+def test_a_declined_task_is_shown_with_its_reason(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.say("a", declined=pb.Declined(task_id="bench-1/1.1/a", code="loss-not-finite", message="NaN in step 3"))
+    seat = bench.hub.machine.state.rounds[0].seats["a"]
+    assert (seat.outcome, seat.code, seat.message) == ("declined", "loss-not-finite", "NaN in step 3")
+
+
+def test_a_restarted_hub_knows_the_round_and_gives_absent_members_a_lease(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.accept("a", "bench-1/1.1/a")
+    bench.now = 40.0
+    bench.restart()
+    assert bench.hub.machine.state.rounds[0].done() == ["a"]
+    bench.hub.tick(69.0)
+    assert bench.hub.machine.state.rounds[0].pending() == ["b"]
+    bench.hub.tick(71.0)
+    assert bench.hub.machine.state.rounds[0].seats["b"].outcome == "vanished"
+
+
+def test_a_finished_run_tells_whoever_comes_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.ready("a")
+    bench.hub.stop(1.0)
+    bench.restart()
+    ((_, finished),) = sent(bench.ready("a"), "run_finished")
+    assert finished.reason == "stopped"
+
+
+def test_uploads_are_taken_only_from_those_who_owe_one_and_only_in_the_right_size(bench: Bench) -> None:
+    with pytest.raises(RefusedError, match="no update of a") as refusal:
+        bench.hub.may_upload("a", DIGEST, 4 * DIMENSION)
+    assert refusal.value.code == "blob-not-expected"
+    bench.ready("a")
+    bench.ready("b")
+    bench.hub.may_upload("a", DIGEST, 4 * DIMENSION)
+    with pytest.raises(RefusedError, match="21 bytes") as refusal:
+        bench.hub.may_upload("a", DIGEST, 21)
+    assert refusal.value.code == "blob-size"
+
+
+def test_only_versions_of_the_model_are_handed_out(bench: Bench) -> None:
+    bench.hub.may_download("a", bytes.fromhex(bench.plan.initial.digest))
+    with pytest.raises(RefusedError) as refusal:
+        bench.hub.may_download("a", DIGEST)
+    assert refusal.value.code == "blob-unknown"
+
+
+class _FullDisk:
+    """Passes everything through to a real store until the disk is full."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.full = False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def append(self, run_id: str, rows: list[Transition], checkpoint: Checkpoint | None = None) -> None:
+        if self.full:
+            raise ResourceError("the disk is full", code="disk-full")
+        self._store.append(run_id, rows, checkpoint)
+
+
+def test_when_the_log_cannot_be_written_the_hub_falls_back_to_what_is_written(bench: Bench) -> None:
+    disk = _FullDisk(bench.store)
+    bench.hub.store = disk  # type: ignore[assignment]
+    bench.ready("a")
+    disk.full = True
+    with pytest.raises(ResourceError):
+        bench.ready("b")
+    assert bench.hub.machine.state.rounds == []
+    disk.full = False
+    assert sorted(dict(sent(bench.ready("b"), "task"))) == ["a", "b"]

@@ -1,0 +1,235 @@
+"""The agent: what a participant does, and never does twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from participant.agent import Abandon, Agent, Fetch, Finished, Prepare, Push, Say, Stop, Work
+from participant.store import ParticipantStore, TaskState
+from participant.work import Outcome, Prepared
+from protos import session_pb2 as pb
+from wire import PROTOCOL_VERSION, DataError, InitialModel, RefusedError, RoundsSpec, RunPlan
+
+MANIFEST = b"m" * 32
+TASK = "bench-1/1.1/a"
+
+
+def plan(**changes: object) -> RunPlan:
+    initial = InitialModel(digest="ab" * 32, size=100, dimension=5, manifest_hash=MANIFEST.hex())
+    spec = RoundsSpec.model_validate({"count": 3, **changes})
+    return RunPlan(
+        federation="bench",
+        run_id="bench-1",
+        learning={"model": {}},
+        rounds=spec,
+        aggregation=RunPlan.model_fields["aggregation"].annotation(),
+        initial=initial,
+    )
+
+
+def welcome(run: RunPlan, **changes: object) -> pb.FromCoordinator:
+    fields = {"run_id": run.run_id, "plan": run.canonical(), "plan_hash": run.hash, "lease_s": 12.0, **changes}
+    return pb.FromCoordinator(welcome=pb.Welcome(**fields))
+
+
+def task(task_id: str = TASK, **changes: object) -> pb.FromCoordinator:
+    fields = {
+        "task_id": task_id,
+        "kind": pb.TASK_KIND_TRAIN,
+        "round": 1,
+        "attempt": 1,
+        "base": pb.Blob(digest=b"b" * 32, size=100),
+        "seed": 7,
+        **changes,
+    }
+    return pb.FromCoordinator(task=pb.Task(**fields))
+
+
+OUTCOME = Outcome(digest=b"u" * 32, size=20, examples=10, metrics={"loss": 0.5}, evaluation={"accuracy": 0.25})
+
+
+class Site:
+    """An agent on a real journal, which can be killed at any moment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.sqlite"
+        self.store = ParticipantStore(self.path)
+        self.agent = Agent("a", self.store, software="test")
+
+    def restart(self) -> None:
+        self.store.close()
+        self.__init__(self.path.parent)  # type: ignore[misc]
+
+    def ready(self) -> None:
+        self.agent.connected()
+        self.agent.received(welcome(plan()))
+        self.agent.prepared(Prepared(manifest_hash=MANIFEST, examples=100))
+
+    def worked(self) -> list[object]:
+        (fetch,) = self.agent.received(task())
+        assert isinstance(fetch, Fetch)
+        (work,) = self.agent.fetched(fetch.job)
+        assert isinstance(work, Work)
+        return list(self.agent.worked(work.job, OUTCOME))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def said(actions: list[object], kind: str) -> list[object]:
+    return [
+        getattr(action.message, kind)
+        for action in actions
+        if isinstance(action, Say) and action.message.WhichOneof("body") == kind
+    ]
+
+
+def test_it_checks_in_prepares_the_plan_and_says_ready(site: Site) -> None:
+    (check_in,) = said(site.agent.connected(), "check_in")
+    assert check_in.protocol_version == PROTOCOL_VERSION
+    (prepare,) = site.agent.received(welcome(plan()))
+    assert prepare == Prepare(plan())
+    assert site.agent.lease_s == 12.0
+    (ready,) = said(site.agent.prepared(Prepared(manifest_hash=MANIFEST, examples=100)), "ready")
+    assert (ready.plan_hash, ready.manifest_hash, ready.examples) == (plan().hash, MANIFEST, 100)
+
+
+def test_after_a_reconnection_it_is_ready_without_preparing_again(site: Site) -> None:
+    site.ready()
+    site.agent.connected()
+    assert len(said(site.agent.received(welcome(plan())), "ready")) == 1
+
+
+@pytest.mark.parametrize("changes", [{"plan_hash": b"x" * 32}, {"run_id": "another-1"}, {"plan": b"{"}])
+def test_a_plan_that_is_not_what_it_says_is_refused(site: Site, changes: dict[str, object]) -> None:
+    (stop,) = site.agent.received(welcome(plan(), **changes))
+    assert isinstance(stop, Stop)
+    assert stop.error.code == "plan-mismatch"
+
+
+def test_a_plan_that_changed_since_this_site_first_saw_it_is_refused_even_after_a_restart(site: Site) -> None:
+    site.ready()
+    site.restart()
+    (stop,) = site.agent.received(welcome(plan(count=4)))
+    assert isinstance(stop, Stop)
+    assert "changed the plan of run bench-1" in stop.error.message
+
+
+def test_a_task_goes_through_fetching_training_uploading_and_announcing(site: Site) -> None:
+    site.ready()
+    actions = site.worked()
+    assert actions == [Push(TASK, b"u" * 32, 20)]
+    (ready,) = said(site.agent.pushed(TASK), "update_ready")
+    assert (ready.update.digest, ready.update.size, ready.examples) == (b"u" * 32, 20, 10)
+    assert dict(ready.metrics) == {"loss": 0.5}
+    assert dict(ready.evaluation) == {"accuracy": 0.25}
+    site.agent.received(pb.FromCoordinator(receipt=pb.Receipt(task_id=TASK, accepted=True)))
+    record = site.store.get(TASK)
+    assert record is not None
+    assert record.state is TaskState.RECEIPTED
+
+
+def test_scoring_is_answered_without_an_upload(site: Site) -> None:
+    site.ready()
+    (fetch,) = site.agent.received(task(kind=pb.TASK_KIND_EVALUATE))
+    (work,) = site.agent.fetched(fetch.job)
+    outcome = Outcome(examples=7, metrics={}, evaluation={"accuracy": 0.75})
+    (ready,) = said(site.agent.worked(work.job, outcome), "evaluation_ready")
+    assert (ready.examples, dict(ready.evaluation)) == (7, {"accuracy": 0.75})
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_killed_after_training_it_sends_the_same_update_and_trains_nothing(site: Site, announced: bool) -> None:
+    site.ready()
+    site.worked()
+    if announced:
+        site.agent.pushed(TASK)
+    site.restart()
+    site.ready()
+    assert site.agent.received(task()) == [Push(TASK, b"u" * 32, 20)]
+
+
+def test_killed_while_training_it_begins_again(site: Site) -> None:
+    site.ready()
+    site.agent.received(task())
+    site.restart()
+    site.ready()
+    (fetch,) = site.agent.received(task())
+    assert isinstance(fetch, Fetch)
+
+
+def test_asked_again_while_training_it_goes_on(site: Site) -> None:
+    site.ready()
+    site.agent.received(task())
+    assert site.agent.received(task()) == []
+
+
+def test_a_newer_task_replaces_the_one_in_hand(site: Site) -> None:
+    site.ready()
+    site.agent.received(task())
+    newer = "bench-1/2.1/a"
+    abandon, fetch = site.agent.received(task(newer, round=2))
+    assert abandon == Abandon(TASK)
+    assert isinstance(fetch, Fetch)
+    assert fetch.job.task_id == newer
+
+
+def test_a_result_that_comes_after_a_cancellation_goes_nowhere(site: Site) -> None:
+    site.ready()
+    (fetch,) = site.agent.received(task())
+    cancel = pb.FromCoordinator(cancel=pb.Cancel(task_id=TASK, reason="deadline"))
+    assert site.agent.received(cancel) == [Abandon(TASK)]
+    assert site.agent.fetched(fetch.job) == []
+    assert site.agent.worked(fetch.job, OUTCOME) == []
+    record = site.store.get(TASK)
+    assert record is not None
+    assert (record.state, record.code) == (TaskState.DROPPED, "deadline")
+
+
+def test_a_failed_task_is_declined_with_the_reason_and_without_the_data(site: Site) -> None:
+    site.ready()
+    (fetch,) = site.agent.received(task())
+    (declined,) = said(site.agent.failed(fetch.job, DataError("the folder is gone", "put it back")), "declined")
+    assert (declined.task_id, declined.code, declined.message) == (TASK, "data", "the folder is gone")
+    (fetch,) = site.agent.received(task("bench-1/1.2/a", attempt=2))
+    (declined,) = said(site.agent.failed(fetch.job, KeyError("patient-17")), "declined")
+    assert "patient-17" not in declined.message
+    assert "KeyError" in declined.message
+
+
+def test_a_task_that_contradicts_the_journal_is_declined(site: Site) -> None:
+    site.ready()
+    site.worked()
+    site.restart()
+    site.ready()
+    (declined,) = said(site.agent.received(task(seed=8)), "declined")
+    assert declined.code == "task-closed"
+
+
+def test_rejection_and_the_end_of_the_run_are_passed_on(site: Site) -> None:
+    said_no = pb.Rejection(code="participant-revoked", message="a was revoked", hint="ask")
+    (stop,) = site.agent.received(pb.FromCoordinator(rejection=said_no))
+    assert isinstance(stop, Stop)
+    assert isinstance(stop.error, RefusedError)
+    assert (stop.error.code, stop.error.hint) == ("participant-revoked", "ask")
+    over = pb.RunFinished(run_id="bench-1", version=3, reason="completed")
+    assert site.agent.received(pb.FromCoordinator(run_finished=over)) == [Finished("bench-1", 3, "completed")]
+
+
+def test_the_heartbeat_says_what_is_being_done(site: Site) -> None:
+    site.ready()
+    assert said(site.agent.heartbeat(), "progress")[0].stage == "idle"
+    (fetch,) = site.agent.received(task())
+    assert said(site.agent.heartbeat(), "progress")[0].stage == "downloading"
+    site.agent.fetched(fetch.job)
+    (progress,) = said(site.agent.heartbeat(3, 10), "progress")
+    assert (progress.stage, progress.task_id, progress.done, progress.total) == ("training", TASK, 3, 10)
+
+
+def test_a_task_before_the_plan_is_prepared_is_ignored(site: Site) -> None:
+    site.agent.connected()
+    assert site.agent.received(task()) == []

@@ -1,0 +1,152 @@
+"""Plans: canonical form, hash, refusals."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from wire import AggregationSpec, InitialModel, RefusedError, RoundsSpec, RunPlan
+from wire.plan import MAX_PLAN_BYTES
+
+
+def make(**changes: Any) -> RunPlan:
+    table: dict[str, Any] = {
+        "federation": "demo",
+        "run_id": "demo-1",
+        "learning": {"model": {"width": 64}, "task": {}, "training": {"lr": 0.1, "names": ["a", "b"]}},
+        "rounds": {"count": 3, "min_participants": 2, "min_updates": 1, "deadline_s": 10.0},
+        "aggregation": {},
+        "initial": {"digest": "ab" * 32, "size": 1000, "dimension": 100, "manifest_hash": "cd" * 32},
+    }
+    return RunPlan.model_validate({**table, **changes})
+
+
+def test_canonical_form_reads_back_to_the_same_plan_and_hash() -> None:
+    plan = make()
+    again = RunPlan.parse(plan.canonical())
+    assert again == plan
+    assert again.hash == plan.hash
+    assert again.canonical() == plan.canonical()
+    assert len(plan.hash) == 32
+
+
+def test_canonical_json_is_sorted_and_compact() -> None:
+    text = make().canonical().decode()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def test_the_hash_does_not_depend_on_how_the_json_was_written() -> None:
+    plan = make()
+    pretty = json.dumps(json.loads(plan.canonical()), indent=3).encode()
+    assert RunPlan.parse(pretty).hash == plan.hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": "demo-2"},
+        {"federation": "other"},
+        {"learning": {"model": {"width": 65}, "task": {}, "training": {}}},
+        {"rounds": {"seed": 1}},
+        {"aggregation": {"optimizer": "fedadam"}},
+        {"initial": {"digest": "ab" * 32, "size": 1001, "dimension": 100, "manifest_hash": "cd" * 32}},
+    ],
+)
+def test_every_part_changes_the_hash(change: dict[str, Any]) -> None:
+    assert make(**change).hash != make().hash
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), json_values, max_size=4))
+def test_any_json_table_survives(table: dict[str, Any]) -> None:
+    try:
+        plan = make(learning=table)
+        data = plan.canonical()
+    except UnicodeEncodeError:
+        return  # a lone surrogate has no UTF-8; TOML and JSON files can't hold one
+    assert RunPlan.parse(data).learning == table
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b"\xff\xfe", "JSON"),
+        (b"[1]", "dictionary"),
+        (b'{"format": 1, "format": 1}', "twice"),
+        (b'{"format": NaN}', "NaN"),
+        (b"[" * 200_000, "JSON"),
+        (b'{"format": 2}', "format"),
+        (b" " * (MAX_PLAN_BYTES + 1), "bytes"),
+    ],
+)
+def test_garbage_is_refused_by_name(data: bytes, part: str) -> None:
+    with pytest.raises(RefusedError, match=part) as caught:
+        RunPlan.parse(data)
+    assert caught.value.code == "plan-mismatch"
+    assert caught.value.hint
+
+
+def test_an_unknown_key_names_itself() -> None:
+    table = json.loads(make().canonical())
+    table["rounds"]["cuont"] = 1
+    with pytest.raises(RefusedError, match=r"rounds\.cuont"):
+        RunPlan.parse(json.dumps(table).encode())
+
+
+@given(st.binary(max_size=200))
+def test_fuzz(data: bytes) -> None:
+    with pytest.raises(RefusedError):
+        RunPlan.parse(data)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), (1, 2), {1: 2}, b"x", {"a": [object()]}])
+def test_learning_holds_json_only(value: object) -> None:
+    with pytest.raises(ValidationError, match=r"learning\.model"):
+        make(learning={"model": value})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"count": 0},
+        {"deadline_s": 0},
+        {"deadline_s": float("inf")},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"min_participants": 1, "min_updates": 2},
+        {"participants_per_round": 1, "min_updates": 2, "min_participants": 4},
+    ],
+)
+def test_rounds_out_of_range(table: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RoundsSpec.model_validate(table)
+
+
+@pytest.mark.parametrize("table", [{"optimizer": "sgd"}, {"momentum": 1.0}, {"learning_rate": 0}, {"tau": 0}, {"beta1": -0.1}])
+def test_aggregation_out_of_range(table: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        AggregationSpec.model_validate(table)
+
+
+def test_the_initial_model_must_fit_its_file() -> None:
+    with pytest.raises(ValidationError, match="can't hold"):
+        InitialModel(digest="a" * 64, size=100, dimension=100, manifest_hash="b" * 64)
+    with pytest.raises(ValidationError):
+        InitialModel(digest="A" * 64, size=1000, dimension=100, manifest_hash="b" * 64)
+
+
+def test_plans_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make().run_id = "other"  # type: ignore[misc]

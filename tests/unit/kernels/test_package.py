@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,8 @@ def test_exports_are_exact() -> None:
     assert kernels.weighted_sum.__all__ == ["weighted_sum"]
     with pytest.raises(AttributeError, match="no_such_kernel"):
         kernels.no_such_kernel  # noqa: B018
+
+
+def test_examples_in_docstrings_hold() -> None:
+    failed, tried = doctest.testmod(kernels.weighted_sum)
+    assert (failed, tried > 0) == (0, True)

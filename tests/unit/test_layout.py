@@ -102,7 +102,7 @@ def test_package_shows_exactly_what_it_lists(name: str) -> None:
 def test_tests_mirror_the_packages(repository: Path) -> None:
     """A folder of unit tests stands for a package, so that nobody has to search."""
     folders = {path.name for path in (repository / "tests" / "unit").iterdir() if path.is_dir()} - {"__pycache__"}
-    assert folders <= set(PACKAGES)
+    assert folders <= {*PACKAGES, "benchmarks"}
 
 
 # --- who may import whom ----------------------------------------------------------------------------------------------
@@ -198,6 +198,7 @@ def test_version_is_told_once(repository: Path, wheel: zipfile.ZipFile) -> None:
     version = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["version"]
     headings = [line for line in (repository / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
     assert any(line.startswith((f"## [{version}]", "## [Unreleased]")) for line in headings[:1])
+    assert importlib.import_module("fedloom").__version__ == version
     assert any(name.startswith(f"fedloom-{version}.dist-info/") for name in wheel.namelist())
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import sqlalchemy as sa
@@ -14,21 +12,11 @@ import sqlalchemy as sa
 from coordinator.store import Checkpoint, Run, Transition, open_store, schema
 from coordinator.store.opening import MIGRATIONS
 from coordinator.store.sql import OTHER_PEERS, SqlStore
+from tests.contract import store_contract as contract
 from wire import ConfigError, DataError, ResourceError
 from wire.database import open_sqlite
 
 ROOT = Path(__file__).parents[4]
-
-
-def _contract() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("store_contract", ROOT / "tests" / "contract" / "store_contract.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-contract = _contract()
 
 
 class TestSqlStore(contract.StoreContract):

@@ -1,9 +1,9 @@
 """The front door: the ``fedloom`` command.
 
 Each package brings its own commands in a ``cli`` module; they are mounted here and loaded only when used, so that
-``fedloom --help`` answers at once and the coordinator's commands never load a deep-learning framework. This module is also
-where packages that may not import each other meet: it lends the coordinator a way to check the learning tables of a
-configuration and to have the first model made.
+``fedloom --help`` answers at once and the coordinator's commands never load a deep-learning framework. This module is
+also where packages that may not import each other meet: it lends the coordinator a way to check the learning tables of
+a configuration and to have the first model made.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class _Learning:
         if made.returncode != 0:
             raise DataError(
                 f"version 0 of the model couldn't be made: {(made.stderr or made.stdout).strip()[-500:]}",
-                "Where torch isn't installed, make it elsewhere (fedloom model init --config federation.toml --out FILE) "
-                "and name the file in [coordinator] initial_model.",
+                "Where torch isn't installed, make it elsewhere (fedloom model init --config federation.toml "
+                "--out FILE) and name the file in [coordinator] initial_model.",
             )
         return path
 

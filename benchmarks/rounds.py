@@ -2,11 +2,12 @@
 
     python -m benchmarks.rounds [--quick] [--json PATH]
 
-The local step is trivial (``benchmarks.trivial``). A round's time is the coordinator's own: from opening it to the commit of the
-new version, with all that a real round does (download, train, write, upload, check, merge, sync, commit).
+The local step is trivial (``benchmarks.trivial``). A round's time is the coordinator's own: from opening it to the
+commit of the new version, with all that a real round does (download, train, write, upload, check, merge, sync,
+commit).
 
-Bytes of a round of d parameters and n participants: 4 d n down, 4 d n up over TLS; SHA-256 over each on either side; the merge
-reads 4 d (n + 1) and writes and syncs 4 d.
+Bytes of a round of d parameters and n participants: 4 d n down, 4 d n up over TLS; SHA-256 over each on either side;
+the merge reads 4 d (n + 1) and writes and syncs 4 d.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _WARM: Final = 2
 # parameters, rounds in a full run, rounds in a quick one, seconds aimed at
 _CASES: Final = [(100_000, 40, 12, 0.08), (10_000_000, 12, 6, 1.0)]
 
-# `../docs/benchmarks` names the run of Flower that these figures come from; they are quoted where flwr isn't measured beside us.
+# `../docs/benchmarks` names the run of Flower that these figures come from; they are quoted where flwr isn't measured
+# beside us.
 _CONFIG: Final = """
 [federation]
 name = "bench"
@@ -90,8 +92,9 @@ def federation(parameters: int, rounds: int, *, sites: list[str] = _SITES) -> di
     """Run a federation of processes and measure it.
 
     Returns:
-        ``seconds`` of each round without the first two; ``start_s`` until the coordinator listened; ``coordinator_bytes`` peak
-        resident memory; ``participant_bytes`` the largest of theirs; ``cpu_s`` of all processes over the measured run.
+        ``seconds`` of each round without the first two; ``start_s`` until the coordinator listened;
+        ``coordinator_bytes`` peak resident memory; ``participant_bytes`` the largest of theirs; ``cpu_s`` of all
+        processes over the measured run.
     """
     with tempfile.TemporaryDirectory(prefix="fedloom-bench-") as name:
         folder = Path(name)
@@ -115,7 +118,15 @@ def federation(parameters: int, rounds: int, *, sites: list[str] = _SITES) -> di
                 allow = ["--allow", "benchmarks.trivial:model", "--allow", "benchmarks.trivial:loss"]
                 allow += ["--allow", "benchmarks.trivial:data"]
                 _output(
-                    folder, "participant", "join", item["token"], "--data", "benchmarks.trivial:data", "--home", home, *allow
+                    folder,
+                    "participant",
+                    "join",
+                    item["token"],
+                    "--data",
+                    "benchmarks.trivial:data",
+                    "--home",
+                    home,
+                    *allow,
                 )
                 processes.append(
                     subprocess.Popen(
@@ -188,7 +199,14 @@ def main() -> None:
         )
         report.add(Row(case=case, metric="round, slowest", value=max(measured["seconds"]), unit="s", better="lower"))
         report.add(
-            Row(case=case, metric="coordinator listening", value=measured["start_s"], unit="s", better="lower", target=1.5)
+            Row(
+                case=case,
+                metric="coordinator listening",
+                value=measured["start_s"],
+                unit="s",
+                better="lower",
+                target=1.5,
+            )
         )
         memory = measured["coordinator_bytes"]
         report.add(Row(case=case, metric="coordinator, peak memory", value=memory / 1e6, unit="MB", better="lower"))

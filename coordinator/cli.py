@@ -23,7 +23,9 @@ app = typer.Typer(no_args_is_help=True, help="Run the federation.", add_completi
 
 _DEFAULT_CONFIG = Path("federation.toml")
 _Config = Annotated[Path, typer.Option("--config", "-c", help="The federation's configuration.")]
-_State = Annotated[Path | None, typer.Option("--state", help="The coordinator's folder, instead of the configured one.")]
+_State = Annotated[
+    Path | None, typer.Option("--state", help="The coordinator's folder, instead of the configured one.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 
@@ -67,9 +69,7 @@ async def _start(
     async def work() -> None:
         async with coordinator(settings, folder) as running:
             _announce(running, folder, as_json=as_json)
-            plan = await open_run(
-                running, folder, lambda path: learning.make_initial(settings, path), new_run=new_run
-            )
+            plan = await open_run(running, folder, lambda path: learning.make_initial(settings, path), new_run=new_run)
             if as_json:
                 _print({"event": "run", "run": plan.run_id, "plan_hash": plan.hash.hex()})
             failing = asyncio.ensure_future(running.daemon.failed())

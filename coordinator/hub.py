@@ -1,8 +1,8 @@
 """The coordinator without its network: messages in, actions out.
 
-The hub joins the round machine, the store and the leases. It does no network I/O and reads no clock: the gRPC daemon and the
-simulator both drive it, which is what makes a simulated federation equal to a deployed one. Its calls are quick (one small
-transaction at most); slow work (checking an update's file, merging) is handed back as an action.
+The hub joins the round machine, the store and the leases. It does no network I/O and reads no clock: the gRPC daemon
+and the simulator both drive it, which is what makes a simulated federation equal to a deployed one. Its calls are
+quick (one small transaction at most); slow work (checking an update's file, merging) is handed back as an action.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Hub:
         return self._carry(self.machine.resume(now_s), now_s) + self._lease_wake()
 
     def receive(self, peer: str, message: pb.FromParticipant, now_s: float) -> list[Action]:
-        """A message arrived on ``peer``'s stream. A refusal becomes a message to the peer and a count, never an error."""
+        """A message arrived on ``peer``'s stream. A refusal becomes a message and a count, never an error."""
         body = message.WhichOneof("body")
         known = self.presence.get(peer)
         if known is not None:
@@ -182,7 +182,9 @@ class Hub:
 
     def revoked(self, peer: str, reason: str, now_s: float) -> list[Action]:
         """The operator revoked this participant: end its stream and its part in the round."""
-        error = RefusedError("participant-revoked", f"{peer} was revoked by the operator: {reason or 'no reason given'}")
+        error = RefusedError(
+            "participant-revoked", f"{peer} was revoked by the operator: {reason or 'no reason given'}"
+        )
         self.presence.pop(peer, None)
         decision = self.machine.gone(peer, "revoked", error.message, now_s)
         return [Send(peer, messages.rejection(error)), Close(peer), *self._carry(decision, now_s)]
@@ -201,7 +203,8 @@ class Hub:
         """End the run early; what is committed stays."""
         return self._carry(self.machine.stop(now_s), now_s)
 
-    # ---- what services ask --------------------------------------------------------------------------------------------
+    # ---- what services ask
+    # --------------------------------------------------------------------------------------------
 
     def update_size(self) -> int:
         """Bytes of an update in this run."""
@@ -306,9 +309,7 @@ class Hub:
         return self._carry(self.machine.rejected(peer, declined.task_id, "declined", error, now_s), now_s)
 
     def _update(self, peer: str, known: Presence, message: pb.UpdateReady, now_s: float) -> list[Action]:
-        contribution = Contribution(
-            participant=peer, digest=message.update.digest.hex(), examples=message.examples
-        )
+        contribution = Contribution(participant=peer, digest=message.update.digest.hex(), examples=message.examples)
         if not self.machine.expects(peer, message.task_id):
             # Answered before a crash, or too late: the machine knows which, and nothing needs to be checked.
             return self._carry(self.machine.submitted(peer, message.task_id, contribution, {}, {}, now_s), now_s)

@@ -41,9 +41,7 @@ def task(effect: IssueTask, base: pb.Blob, now_s: float) -> pb.FromCoordinator:
 def receipt(effect: SendReceipt) -> pb.FromCoordinator:
     """The message that says what became of a result."""
     return pb.FromCoordinator(
-        receipt=pb.Receipt(
-            task_id=effect.task_id, accepted=effect.accepted, code=effect.code, message=effect.message
-        )
+        receipt=pb.Receipt(task_id=effect.task_id, accepted=effect.accepted, code=effect.code, message=effect.message)
     )
 
 
@@ -88,7 +86,9 @@ def checked_metrics(peer: str, field: str, metrics: Mapping[str, float]) -> dict
         )
     for name, value in metrics.items():
         if not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():
-            raise RefusedError("metrics-invalid", f"{peer} sent a name in {field} that is empty, too long or unprintable")
+            raise RefusedError(
+                "metrics-invalid", f"{peer} sent a name in {field} that is empty, too long or unprintable"
+            )
         if not math.isfinite(value):
             raise RefusedError("metrics-invalid", f"{peer} sent {field}[{name!r}] = {value}, which isn't finite")
     return dict(metrics)

@@ -115,7 +115,8 @@ async def open_run(
     Args:
         running: The listening coordinator.
         state: Its folder.
-        make_initial: Given a path to write to, returns the checkpoint file of version 0. Called in a worker thread, and only
+        make_initial: Given a path to write to, returns the checkpoint file of version 0. Called in a worker thread,
+        and only
             for a new run.
         new_run: Begin a new run although the latest one isn't over or would do.
 
@@ -154,7 +155,7 @@ def _authority(federation: str, state: Path) -> tuple[FederationCA, bool]:
         ca = FederationCA.load(folder)
         if ca.federation != federation:
             raise ConfigError(
-                f"the state folder {state} belongs to federation {ca.federation!r}, the configuration says {federation!r}",
+                f"the state folder {state} belongs to federation {ca.federation!r}, not to {federation!r}",
                 "Set [federation] name back, or give the new federation another [coordinator] state folder.",
             )
         return ca, False

@@ -90,7 +90,9 @@ def _roster_state(member: Member) -> str:
 
 def _round(item: Round, now_s: float) -> pb.RoundStatus:
     weights = [
-        (seat.examples, seat.metrics["loss"]) for seat in item.seats.values() if "loss" in seat.metrics and seat.examples
+        (seat.examples, seat.metrics["loss"])
+        for seat in item.seats.values()
+        if "loss" in seat.metrics and seat.examples
     ]
     total = sum(weight for weight, _ in weights)
     return pb.RoundStatus(
@@ -113,7 +115,7 @@ def _round(item: Round, now_s: float) -> pb.RoundStatus:
 
 
 def outcome(item: Round, seat: Seat) -> str:
-    """A seat's outcome for a person: "merged" once its update is in a version, with the code where it was turned away."""
+    """A seat's outcome for a person: "merged" once its update is in a version, with the code of a refusal."""
     if seat.outcome == "done":
         if item.purpose == "evaluate":
             return "scored"

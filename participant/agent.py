@@ -1,9 +1,9 @@
 """The participant without its network: messages and completions in, actions out.
 
-The agent joins the coordinator's stream and the site's journal. It does no I/O but the journal's small transactions: the
-gRPC daemon and the simulator drive the same object. Its one promise: a task is trained at most once. The result is in the journal
-before anything leaves the site, so a participant killed at any moment sends the same update again instead of training
-again.
+The agent joins the coordinator's stream and the site's journal. It does no I/O but the journal's small transactions:
+the gRPC daemon and the simulator drive the same object. Its one promise: a task is trained at most once. The result is
+in the journal before anything leaves the site, so a participant killed at any moment sends the same update again
+instead of training again.
 """
 
 from __future__ import annotations
@@ -194,7 +194,9 @@ class Agent:
         try:
             plan = RunPlan.parse(message.plan)
             if plan.hash != message.plan_hash or plan.run_id != message.run_id:
-                raise RefusedError("plan-mismatch", "the coordinator's plan doesn't have the hash it was announced with")
+                raise RefusedError(
+                    "plan-mismatch", "the coordinator's plan doesn't have the hash it was announced with"
+                )
             if not self._store.pin_plan(plan.run_id, plan.hash):
                 raise RefusedError(
                     "plan-mismatch",
@@ -248,7 +250,9 @@ class Agent:
         except ValueError as error:
             # Only a coordinator that lost part of its log can ask the same task in another way.
             _log.error("task %s contradicts the journal: %s", job.task_id, error)
-            declined = pb.Declined(task_id=job.task_id, code="task-closed", message="this task was given before, differently")
+            declined = pb.Declined(
+                task_id=job.task_id, code="task-closed", message="this task was given before, differently"
+            )
             self._active = None
             return [*actions, Say(pb.FromParticipant(declined=declined))]
         self._active = job
@@ -262,9 +266,7 @@ class Agent:
             self._stage = "uploading"
             return [Push(record.task_id, record.update_digest, record.update_size)]
         self._store.announced(record.task_id)
-        ready = pb.EvaluationReady(
-            task_id=record.task_id, evaluation=record.evaluation, examples=record.examples
-        )
+        ready = pb.EvaluationReady(task_id=record.task_id, evaluation=record.evaluation, examples=record.examples)
         return [Say(pb.FromParticipant(evaluation_ready=ready))]
 
     def _receipt(self, message: pb.Receipt) -> list[Action]:

@@ -58,7 +58,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Connect to the coordinator and train when asked, until stopped (Ctrl-C) or, with --once, until the run is over."""
+    """Connect to the coordinator and train when asked, until stopped (Ctrl-C) or, with --once, until the run ends."""
     from participant.site import Site
     from wire import hold_folder, set_up_logging
 
@@ -130,7 +130,9 @@ def status(
     for row in rows:
         numbers = {**row["metrics"], **row["evaluation"]}
         text = "  ".join(f"{name} {value:.4g}" for name, value in sorted(numbers.items()))
-        typer.echo(f"  round {row['round']:<4} {row['kind']:<9} {row['state']:<10} {row['examples']:>8} examples  {text}")
+        typer.echo(
+            f"  round {row['round']:<4} {row['kind']:<9} {row['state']:<10} {row['examples']:>8} examples  {text}"
+        )
 
 
 def _print(body: dict[str, Any]) -> None:

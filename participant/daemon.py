@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import datetime
 import logging
 import threading
 from collections.abc import Coroutine, Iterable
@@ -29,6 +30,7 @@ from wire import (
     download,
     error_from,
     explain_handshake,
+    make_csr,
     upload,
 )
 
@@ -37,6 +39,8 @@ _log = logging.getLogger("fedloom.participant")
 _EOF: Final[Any] = vars(grpc.aio)["EOF"]  # missing from the stubs
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 15.0
+_RENEWAL_CHECK_S: Final = 3_600.0
+_RENEWAL_TIMEOUT_S: Final = 20.0
 
 
 @dataclasses.dataclass
@@ -104,7 +108,9 @@ class Daemon:
     async def _connection(self) -> None:
         """One connection, from its opening to its end."""
         site = self._site
-        async with connect(site.config.session_address, client_credentials(site.credentials), site.federation) as channel:
+        async with connect(
+            site.config.session_address, client_credentials(site.credentials), site.federation
+        ) as channel:
             self._blob_stub = blobs_pb2_grpc.BlobsStub(channel)
             self._outgoing = asyncio.Queue()
             self._broken = asyncio.Event()
@@ -112,7 +118,11 @@ class Daemon:
             # The stub's annotation wants an iterator; without one the call is written to, as grpc.aio allows.
             attach: Any = session_pb2_grpc.SessionStub(channel).Attach
             call = attach()
-            helpers = [asyncio.create_task(self._write(call)), asyncio.create_task(self._beat())]
+            helpers = [
+                asyncio.create_task(self._write(call)),
+                asyncio.create_task(self._beat()),
+                asyncio.create_task(self._renew(channel)),
+            ]
             try:
                 await self._read(call)
             finally:
@@ -135,7 +145,11 @@ class Daemon:
                     code = await call.code()
                     if code is not grpc.StatusCode.OK:
                         raise grpc.aio.AioRpcError(
-                            code, await call.initial_metadata(), await call.trailing_metadata(), await call.details(), None
+                            code,
+                            await call.initial_metadata(),
+                            await call.trailing_metadata(),
+                            await call.details(),
+                            None,
                         )
                     return
                 if first:
@@ -159,6 +173,22 @@ class Daemon:
         while True:
             await asyncio.sleep(self._agent.lease_s / 4)
             self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
+
+    async def _renew(self, channel: grpc.aio.Channel) -> None:
+        """Get a new certificate for this site's key in good time; the next connection shows it."""
+        while True:
+            if self._site.renewal_due(datetime.datetime.now(datetime.UTC)):
+                own = self._site.credentials
+                request = pb.RenewRequest(csr_pem=make_csr(own.key_pem, self._site.name))
+                try:
+                    reply = await session_pb2_grpc.SessionStub(channel).Renew(request, timeout=_RENEWAL_TIMEOUT_S)
+                    self._site = self._site.renewed(reply.certificate_pem)
+                    _log.info("the certificate is renewed until %s", self._site.credentials.identity.expires.date())
+                except grpc.aio.AioRpcError as error:
+                    _log.warning("the certificate couldn't be renewed: %s", error_from(error).message)
+                except RefusedError as error:
+                    _log.error("%s", error.message)
+            await asyncio.sleep(_RENEWAL_CHECK_S)
 
     async def _explain(self, error: FedloomError) -> FedloomError:
         """Why the connection failed: TLS doesn't tell a client whose certificate was turned away."""
@@ -261,7 +291,7 @@ class Daemon:
             return
 
     def _reconnect(self, error: UnreachableError) -> None:
-        """A transfer failed for good: begin again with a new connection, on which everything owed is asked for again."""
+        """A transfer failed for good: begin again with a new connection, where all that is owed is asked for again."""
         _log.warning("%s", error.message)
         self._broken.set()
 

@@ -46,9 +46,7 @@ async def join(token: Token, folder: Path, *, data: str, allow: tuple[str, ...] 
         )
     ca_pem = await asyncio.to_thread(pinned_ca, token.address, token.fingerprint)
     key_pem, csr_pem = make_key_and_csr(token.name)
-    request = pb.EnrolRequest(
-        protocol_version=PROTOCOL_VERSION, name=token.name, secret=token.secret, csr_pem=csr_pem
-    )
+    request = pb.EnrolRequest(protocol_version=PROTOCOL_VERSION, name=token.name, secret=token.secret, csr_pem=csr_pem)
     federation = federation_of(ca_pem)
     async with connect(token.address, newcomer_credentials(ca_pem), federation) as channel:
         try:
@@ -61,10 +59,7 @@ async def join(token: Token, folder: Path, *, data: str, allow: tuple[str, ...] 
         raise RefusedError(
             "certificate-foreign", f"the coordinator issued a certificate for {identity.name!r}, not for {token.name!r}"
         )
-    config = SiteConfig(
-        session_address=reply.session_address, enrolment_address=token.address, data=data, allow=allow
-    )
+    config = SiteConfig(session_address=reply.session_address, enrolment_address=token.address, data=data, allow=allow)
     site = Site(folder, config, credentials)
     site.save()
     return site
-

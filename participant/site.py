@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field
 
-from wire import ConfigError, Credentials, read_toml, validate
+from wire import ConfigError, Credentials, RefusedError, read_toml, same_key, validate
 
 CONFIG: Final = "participant.toml"
 JOURNAL: Final = "journal.sqlite"
@@ -47,6 +49,25 @@ class Site:
     def federation(self) -> str:
         """The federation's name."""
         return self.credentials.identity.federation
+
+    def renewal_due(self, now: datetime.datetime) -> bool:
+        """Whether two thirds of the certificate's life are over."""
+        certificate = x509.load_pem_x509_certificate(self.credentials.certificate_pem)
+        life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+        return now > certificate.not_valid_before_utc + life * 2 / 3
+
+    def renewed(self, certificate_pem: bytes) -> Site:
+        """This site with a new certificate for its key, written to disk.
+
+        Raises:
+            RefusedError: the certificate is for another key or another name.
+        """
+        credentials = dataclasses.replace(self.credentials, certificate_pem=certificate_pem)
+        same = same_key(certificate_pem, self.credentials.certificate_pem)
+        if not same or (credentials.identity.name, credentials.identity.federation) != (self.name, self.federation):
+            raise RefusedError("certificate-foreign", "the coordinator renewed another certificate than this site's")
+        credentials.save(self.folder / IDENTITY)
+        return dataclasses.replace(self, credentials=credentials)
 
     @classmethod
     def load(cls, folder: Path) -> Site:

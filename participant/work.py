@@ -1,7 +1,7 @@
 """A participant's actual work: from a task and the site's data to a file with an update.
 
-The workbench is the only place of this package that loads torch, and it does so when the first plan is prepared. It runs in a
-thread of the daemon or in a worker process of the simulator; both get the same bytes for the same job.
+The workbench is the only place of this package that loads torch, and it does so when the first plan is prepared. It
+runs in a thread of the daemon or in a worker process of the simulator; both get the same bytes for the same job.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Workbench:
         """Build the plan's model and open the data.
 
         Raises:
-            Exception: an error with ``code`` and ``hint`` where the plan's learning tables, the policy or the data don't fit.
+            Exception: an error with ``code`` and ``hint`` where the plan's learning tables, the policy or the data
+            don't fit.
         """
         from core_model.config import LearningConfig
         from participant.training import LocalTrainer
@@ -123,7 +124,9 @@ class Workbench:
             evaluation=scores,
         )
 
-    def train_alone(self, folder: Path, initial: Path, *, seed: int, round_number: int, rounds: int) -> dict[str, float]:
+    def train_alone(
+        self, folder: Path, initial: Path, *, seed: int, round_number: int, rounds: int
+    ) -> dict[str, float]:
         """What this site reaches without the federation: the same rounds of training, on its own data only.
 
         Args:

@@ -42,7 +42,8 @@ def simulate(
 ) -> None:
     """Run a whole federation on this machine and write a report.
 
-    Without a configuration: four institutions, each with the emoji of one drawing style, learn to find pictures by text.
+    Without a configuration: four institutions, each with the emoji of one drawing style, learn to find pictures by
+    text.
     """
     from simulation.run import REPORT
     from simulation.run import simulate as run
@@ -85,9 +86,7 @@ def init(
     if path.exists() and not force:
         raise ConfigError(f"{path} exists already", "Give another path, or --force to overwrite it.")
     learning = LearningConfig()
-    text = commented_toml(
-        FederationConfig(), {name: getattr(learning, name) for name in type(learning).model_fields}
-    )
+    text = commented_toml(FederationConfig(), {name: getattr(learning, name) for name in type(learning).model_fields})
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -114,8 +113,11 @@ def _summary(record: Any, page: Path) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"Final model {record.model.digest[:16]}…, version {record.model.version}, "
-                  f"{record.wall_seconds:.0f} s. Report: {page}", highlight=False)
+    console.print(
+        f"Final model {record.model.digest[:16]}…, version {record.model.version}, "
+        f"{record.wall_seconds:.0f} s. Report: {page}",
+        highlight=False,
+    )
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -137,9 +139,7 @@ def _progress(settings: FederationConfig, *, as_json: bool) -> Iterator[Callable
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
         together = progress.add_task("federation", total=count * (sites + 1), note="preparing data")
         alone = (
-            progress.add_task("each alone", total=count * sites, note="")
-            if settings.simulation.compare_local
-            else None
+            progress.add_task("each alone", total=count * sites, note="") if settings.simulation.compare_local else None
         )
 
         def watch(event: Event) -> None:

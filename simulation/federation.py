@@ -1,8 +1,8 @@
 """A whole federation in one process: the daemons' own state machines over an in-memory transport and a virtual clock.
 
-What is simulated is the network and the clock. The hub, the agents, the stores (SQLite files), the update files and the merge
-are the deployed ones, and messages pass as serialised protobuf: that is why the same seed gives the byte-identical model
-here and over gRPC.
+What is simulated is the network and the clock. The hub, the agents, the stores (SQLite files), the update files and
+the merge are the deployed ones, and messages pass as serialised protobuf: that is why the same seed gives the
+byte-identical model here and over gRPC.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from participant.work import Job, Outcome, Prepared
 from protos import session_pb2 as pb
 from simulation import workers as work
 from simulation.clock import VirtualClock
-from wire import BlobStore, DataError, FederationConfig, RefusedError, RunPlan, SimulatedInstitution, check_update, software
+from wire import (
+    BlobStore,
+    DataError,
+    FederationConfig,
+    RefusedError,
+    RunPlan,
+    SimulatedInstitution,
+    check_update,
+    software,
+)
 
 # A deterministic failure doesn't go away by asking again; so often is often enough to see that.
 _ATTEMPTS: Final = 3
@@ -37,8 +46,8 @@ _ATTEMPTS: Final = 3
 class Event:
     """Something worth showing while the simulation goes on.
 
-    ``kind`` is "committed" (``round`` says which round), "alone" (``name`` trained another round alone), or the kind of a
-    message that ``name`` sent.
+    ``kind`` is "committed" (``round`` says which round), "alone" (``name`` trained another round alone), or the kind
+    of a message that ``name`` sent.
     """
 
     kind: str

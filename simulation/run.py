@@ -81,9 +81,7 @@ def simulate(
                 alone = _alone(federation, initial, folder, config, watch) if config.simulation.compare_local else {}
                 gallery = _gallery(workers, [crew.name for crew in crews], model)
                 shutil.copyfile(model, out / MODEL)
-                record = _record(
-                    federation, state, started=started, command=command, alone=alone, gallery=gallery
-                )
+                record = _record(federation, state, started=started, command=command, alone=alone, gallery=gallery)
             finally:
                 federation.close()
     finally:

@@ -1,7 +1,7 @@
 """Where simulated participants really train: worker processes, each with the data of some of the institutions.
 
-An institution always works in the same process, so its data are loaded once. Inputs and results travel as file paths and
-small values.
+An institution always works in the same process, so its data are loaded once. Inputs and results travel as file paths
+and small values.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ class Workers:
     def __init__(self, crews: list[Crew], processes: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pools = [
-            concurrent.futures.ProcessPoolExecutor(1, mp_context=context)
-            for _ in range(min(processes, len(crews)))
+            concurrent.futures.ProcessPoolExecutor(1, mp_context=context) for _ in range(min(processes, len(crews)))
         ]
         self._crews = {crew.name: crew for crew in crews}
         self._place = {crew.name: index % len(self._pools) if self._pools else 0 for index, crew in enumerate(crews)}

@@ -114,4 +114,5 @@ def set_up_logging(*, level: str = "INFO", json_lines: bool = False, stream: Tex
     new.fedloom = True  # type: ignore[attr-defined]
     root.addHandler(new)
     root.setLevel(level.upper())
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of each plugin and each look at the schema
     return new

@@ -1,8 +1,8 @@
 """What can happen in a run, as immutable facts, and their stored form.
 
-A fact is a row of the run's log (``coordinator.store``). Facts are past tense and carry all that replay needs: the state is a
-fold over them, never a second decision. A fact's shape is never redefined, because a log outlives the code that wrote it; a
-new meaning gets a new class.
+A fact is a row of the run's log (``coordinator.store``). Facts are past tense and carry all that replay needs: the
+state is a fold over them, never a second decision. A fact's shape is never redefined, because a log outlives the code
+that wrote it; a new meaning gets a new class.
 """
 
 from __future__ import annotations

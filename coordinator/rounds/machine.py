@@ -2,8 +2,8 @@
 
 A round selects a cohort, waits for its updates up to a deadline, merges them and commits a version (FedAvg's loop,
 McMahan et al. 2017). The caller MUST make the facts of a :class:`Decision` durable before it carries out the effects.
-After a crash, :meth:`SynchronousRounds.resume` turns the replayed state back into the effects still owed: every effect may
-therefore be carried out twice, and carrying it out twice changes nothing.
+After a crash, :meth:`SynchronousRounds.resume` turns the replayed state back into the effects still owed: every effect
+may therefore be carried out twice, and carrying it out twice changes nothing.
 """
 
 from __future__ import annotations
@@ -167,9 +167,8 @@ class SynchronousRounds:
         seat = current.seats.get(name)
         if seat is not None and seat.outcome == "pending":
             decision.effects.append(self._task(current, name))
-        elif (seat is not None and seat.outcome in ("vanished", "left")) or self._short(current):
-            if seat is None or seat.outcome != "done":
-                self._extend(decision, current, [name], current.closes_s)
+        elif (seat is not None and seat.outcome in ("vanished", "left")) or (seat is None and self._short(current)):
+            self._extend(decision, current, [name], current.closes_s)
         return decision
 
     def remember(self, name: str) -> None:
@@ -300,8 +299,8 @@ class SynchronousRounds:
         if pending:
             return f"Round {current.number} waits for {', '.join(pending[:5])}{' …' if len(pending) > 5 else ''}."
         return (
-            f"Round {current.number} has {len(current.done())} of the {self.spec.min_updates} updates it needs; it asks "
-            "again at its deadline."
+            f"Round {current.number} has {len(current.done())} of the {self.spec.min_updates} updates it needs; "
+            "it asks again at its deadline."
         )
 
     def expects(self, name: str, task_id: str) -> bool:
@@ -369,9 +368,7 @@ class SynchronousRounds:
         decision.effects.extend(self._task(current, name) for name in fact.asked)
         decision.effects.append(WakeAt(at_s=closes_s))
 
-    def _excuse(
-        self, decision: Decision, current: Round, name: str, outcome: Excuse, code: str, message: str
-    ) -> None:
+    def _excuse(self, decision: Decision, current: Round, name: str, outcome: Excuse, code: str, message: str) -> None:
         self._record(
             decision,
             ParticipantExcused(round=current.number, participant=name, outcome=outcome, code=code, message=message),

@@ -13,7 +13,8 @@ from wire import Identity, RefusedError, Role, abort, peer_identity, same_key
 def member_of(context: grpc.aio.ServicerContext[Any, Any], store: Store) -> str:
     """The participant at the other end, if the roster admits it.
 
-    A certificate is admitted as long as its key is the one enrolled: renewal keeps the key, enrolling again replaces it.
+    A certificate is admitted as long as its key is the one enrolled: renewal keeps the key, enrolling again replaces
+    it.
 
     Raises:
         RefusedError: "certificate-role", "participant-unknown" or "participant-revoked".

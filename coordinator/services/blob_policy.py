@@ -21,7 +21,7 @@ class HubPolicy:
         self._daemon.hub.may_upload(identity.name, digest, size)
 
     def may_download(self, identity: Identity, digest: bytes) -> None:
-        """Raise :class:`RefusedError` unless the blob is a version of the model and this peer a member or the operator."""
+        """Raise :class:`RefusedError` unless it is a version of the model, asked for by a member or the operator."""
         if identity.role is not Role.OPERATOR:
             self._admit(identity)
         self._hub_ready()

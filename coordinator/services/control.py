@@ -38,14 +38,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._enrolment_address = enrolment_address
         self._ttl_s = invitation_ttl_s
 
-    async def GetStatus(  # noqa: N802
-        self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.Status:
+    async def GetStatus(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Status:
         """The present state."""
         await self._operator(context)
         return self._status()
 
-    async def Watch(  # noqa: N802
+    async def Watch(
         self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.Status]:
         """The present state, and again whenever it changed."""
@@ -55,9 +53,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             await asyncio.sleep(_LEAST_S)
             await self._daemon.wait_changed(_MOST_S)
 
-    async def Invite(  # noqa: N802
-        self, request: pb.InviteRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.InviteReply:
+    async def Invite(self, request: pb.InviteRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.InviteReply:
         """One-time tokens."""
         await self._operator(context)
         ttl_s = request.ttl_s or self._ttl_s
@@ -78,15 +74,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._daemon.store.invite(
             Invitation(name=name, secret_hash=hashlib.sha256(secret).digest(), expires_s=expires_s)
         )
-        token = Token(
-            name=name, address=self._enrolment_address, fingerprint=fingerprint(self._ca.pem), secret=secret
-        )
+        token = Token(name=name, address=self._enrolment_address, fingerprint=fingerprint(self._ca.pem), secret=secret)
         _log.info("invited %s", name)
         return pb.Invitation(name=name, token=token.encode(), expires=status.rfc3339(expires_s))
 
-    async def Revoke(  # noqa: N802
-        self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.RevokeReply:
+    async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.RevokeReply:
         """Shut a participant out, now."""
         await self._operator(context)
         daemon = self._daemon
@@ -103,9 +95,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             daemon.perform(daemon.hub.revoked(request.name, request.reason, time.time()))
         return pb.RevokeReply(name=request.name, was_connected=was_connected)
 
-    async def Export(  # noqa: N802
-        self, request: pb.ExportRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.ExportReply:
+    async def Export(self, request: pb.ExportRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ExportReply:
         """Where a version of the model is."""
         await self._operator(context)
         hub = await self._daemon.opened()

@@ -32,9 +32,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
         self._session_address = session_address  # known once the other port is bound
         self._certificate_days = certificate_days
 
-    async def Enrol(  # noqa: N802
-        self, request: pb.EnrolRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.EnrolReply:
+    async def Enrol(self, request: pb.EnrolRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.EnrolReply:
         """Check the token, sign the request, use the token up: the last two in one transaction."""
         try:
             certificate = self._enrol(request)
@@ -82,9 +80,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
             raise RefusedError("token-used", f"the token for {request.name} was used at this very moment", _ASK)
         return certificate
 
-    async def Explain(  # noqa: N802
-        self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.ExplainReply:
+    async def Explain(self, request: pb.ExplainRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ExplainReply:
         """Why this certificate isn't accepted; TLS itself can only say that the handshake failed."""
         now = datetime.datetime.now(datetime.UTC)
         reason = explain_certificate(request.certificate_pem, self._ca, now)

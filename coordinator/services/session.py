@@ -27,7 +27,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
         self._ca = ca
         self._certificate_days = certificate_days
 
-    async def Attach(  # noqa: N802
+    async def Attach(
         self, request_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.FromCoordinator]:
         """Pass messages both ways until either side ends the stream."""
@@ -65,9 +65,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
         async for message in request_iterator:
             await self._daemon.receive(peer, message)
 
-    async def Renew(  # noqa: N802
-        self, request: pb.RenewRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.RenewReply:
+    async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.RenewReply:
         """A new certificate for the enrolled key."""
         store = self._daemon.store
         try:

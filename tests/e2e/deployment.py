@@ -67,9 +67,7 @@ def configuration(
 ) -> Path:
     """A small classification federation on scikit-learn's digits."""
     names = [f"site-{index}" for index in range(participants)]
-    lines = [
-        f'  {{ name = "{name}", data = "{data_of(index, participants)}" }},' for index, name in enumerate(names)
-    ]
+    lines = [f'  {{ name = "{name}", data = "{data_of(index, participants)}" }},' for index, name in enumerate(names)]
     path = folder / "federation.toml"
     path.write_text(
         CONFIG.format(
@@ -107,6 +105,8 @@ class Deployment:
             if process is not None and process.poll() is None:
                 process.kill()
                 process.wait()
+            if process is not None and process.stdout is not None:
+                process.stdout.close()
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,9 @@ class Deployment:
             check=False,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"fedloom {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise AssertionError(
+                f"fedloom {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
         return done
 
     def lines(self, *arguments: str) -> list[dict[str, Any]]:
@@ -131,16 +133,16 @@ class Deployment:
 
     def start_coordinator(self, *arguments: str, config: Path | None = None) -> dict[str, Any]:
         """Start the coordinator and wait until it listens."""
-        log = (self.folder / "coordinator.log").open("a")
-        self.coordinator = subprocess.Popen(
-            [sys.executable, "-m", "fedloom", "coordinator", "start", "--config", str(config or self.config)]
-            + ["--json", *arguments],
-            cwd=self.folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
+        place = ["--config", str(config or self.config)]
+        with (self.folder / "coordinator.log").open("a") as log:
+            self.coordinator = subprocess.Popen(
+                [sys.executable, "-m", "fedloom", "coordinator", "start", *place, "--json", *arguments],
+                cwd=self.folder,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         assert self.coordinator.stdout is not None
         line = self.coordinator.stdout.readline()
         if not line:
@@ -160,15 +162,16 @@ class Deployment:
 
     def start_participant(self, name: str, *arguments: str) -> subprocess.Popen[str]:
         """Start a site's daemon."""
-        log = (self.folder / f"{name}.log").open("a")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fedloom", "participant", "run", "--home", str(self.home(name)), "--json", *arguments],
-            cwd=self.folder,
-            env=environment(),
-            stdout=log,
-            stderr=log,
-            text=True,
-        )
+        command = ["participant", "run", "--home", str(self.home(name)), "--json", *arguments]
+        with (self.folder / f"{name}.log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedloom", *command],
+                cwd=self.folder,
+                env=environment(),
+                stdout=log,
+                stderr=log,
+                text=True,
+            )
         self.participants[name] = process
         return process
 
@@ -176,6 +179,8 @@ class Deployment:
         """kill -9."""
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
     def status(self) -> dict[str, Any]:
         """What `fedloom coordinator status --json` prints."""

@@ -86,7 +86,9 @@ def test_a_coordinator_killed_at_any_moment_goes_on_from_its_log(tmp_path: Path)
             federation.start_participant(name)
         fixed = tmp_path / "fixed.toml"
         text = config.read_text().replace("\nport = 0", f"\nport = {listening['session'].rpartition(':')[2]}")
-        fixed.write_text(text.replace("enrolment_port = 0", f"enrolment_port = {listening['enrolment'].rpartition(':')[2]}"))
+        fixed.write_text(
+            text.replace("enrolment_port = 0", f"enrolment_port = {listening['enrolment'].rpartition(':')[2]}")
+        )
         federation.config = fixed
         versions = []
         for _ in range(3):

@@ -168,7 +168,9 @@ def test_a_full_round_ends_in_a_merge_and_the_commit_in_new_tasks(bench: Bench) 
         ({"metrics": {"\x1b[31m": 1.0}}, "metrics-invalid"),
     ],
 )
-def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(bench: Bench, changes: dict[str, object], code: str) -> None:
+def test_a_bad_update_is_refused_by_name_and_the_round_goes_on(
+    bench: Bench, changes: dict[str, object], code: str
+) -> None:
     bench.ready("a")
     bench.ready("b")
     ((_, receipt),) = sent(bench.update("a", "bench-1/1.1/a", **changes), "receipt")

@@ -346,7 +346,9 @@ _STEP = st.tuples(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(_STEP, max_size=60))
-def test_whatever_happens_the_log_replays_to_the_same_state_and_versions_never_skip(steps: list[tuple[str, str]]) -> None:
+def test_whatever_happens_the_log_replays_to_the_same_state_and_versions_never_skip(
+    steps: list[tuple[str, str]],
+) -> None:
     bench = Bench(count=3, min_participants=2)
     now = 0.0
     for what, name in steps:

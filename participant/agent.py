@@ -175,8 +175,7 @@ class Agent:
         code = str(getattr(error, "code", "failed"))
         _log.error("task %s failed: %s", job.task_id, error)
         text = str(getattr(error, "message", f"the task failed with {type(error).__name__}; the site's log says more"))
-        declined = pb.Declined(task_id=job.task_id, code=code, message=text)
-        return [Say(pb.FromParticipant(declined=declined))]
+        return [_declined(job.task_id, code, text)]
 
     def pushed(self, task_id: str) -> list[Action]:
         """The update is on the coordinator's disk: announce it."""
@@ -184,9 +183,10 @@ class Agent:
         record = self._store.get(task_id)
         return [Say(_update_ready(record))] if record is not None else []
 
-    def unwanted(self, task_id: str, error: RefusedError) -> None:
-        """The coordinator won't take this task's update any more."""
+    def undeliverable(self, task_id: str, error: RefusedError) -> list[Action]:
+        """The update can't be handed over: the coordinator won't take it any more, or its file is gone."""
         self._settle(task_id, accepted=False, code=error.code)
+        return [_declined(task_id, error.code, error.message)]
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 
@@ -250,11 +250,8 @@ class Agent:
         except ValueError as error:
             # Only a coordinator that lost part of its log can ask the same task in another way.
             _log.error("task %s contradicts the journal: %s", job.task_id, error)
-            declined = pb.Declined(
-                task_id=job.task_id, code="task-closed", message="this task was given before, differently"
-            )
             self._active = None
-            return [*actions, Say(pb.FromParticipant(declined=declined))]
+            return [*actions, _declined(job.task_id, "task-closed", "this task was given before, differently")]
         self._active = job
         if record.state in _WITH_RESULT:
             return actions + self._deliver(record)
@@ -283,10 +280,15 @@ class Agent:
         return [Abandon(message.task_id)]
 
     def _settle(self, task_id: str, *, accepted: bool, code: str) -> None:
-        if self._store.get(task_id) is not None:
+        record = self._store.get(task_id)
+        if record is not None and (not accepted or record.state in _WITH_RESULT):
             self._store.settled(task_id, accepted, code)
         if self._active is not None and self._active.task_id == task_id:
             self._active, self._stage = None, "idle"
+
+
+def _declined(task_id: str, code: str, message: str) -> Say:
+    return Say(pb.FromParticipant(declined=pb.Declined(task_id=task_id, code=code, message=message)))
 
 
 def _update_ready(record: TaskRecord) -> pb.FromParticipant:

@@ -275,6 +275,8 @@ class Daemon:
         wait_s = 1.0
         while True:
             try:
+                if not self._blobs.has(action.digest):
+                    raise RefusedError("update-missing", "the update's file is gone from this site's disk")
                 await upload(self._blob_stub, self._blobs.path(action.digest), action.digest, progress=self._note)
             except UnreachableError as error:
                 self._reconnect(error)
@@ -284,8 +286,8 @@ class Daemon:
                 wait_s = min(2 * wait_s, _LAST_RETRY_S)
                 continue
             except RefusedError as error:
-                _log.warning("the update of %s is not wanted: %s", action.task_id, error.message)
-                self._agent.unwanted(action.task_id, error)
+                _log.warning("the update of %s can't be handed over: %s", action.task_id, error.message)
+                self._perform(self._agent.undeliverable(action.task_id, error))
             else:
                 self._perform(self._agent.pushed(action.task_id))
             return

@@ -123,7 +123,7 @@ class _Participant:
             self._federation.hub.may_upload(self.name, action.digest, action.size)
         except RefusedError as error:
             self._federation.hub.count(error, self.name)
-            self.agent.unwanted(action.task_id, error)
+            self.perform(self.agent.undeliverable(action.task_id, error))
             return
         self._federation.blobs.put_file(self.blobs.path(action.digest))
         self.blobs.remove(action.digest)

@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
-from alembic.config import Config
-from alembic.operations import Operations
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -109,6 +105,12 @@ def migrate(engine: sqlalchemy.Engine, script_location: Path) -> None:
     Raises:
         ConfigError: If the database was written by a newer version of the software.
     """
+    # Here and not above: both stores ask for the schema's revision first, and rarely need the library.
+    from alembic.config import Config
+    from alembic.operations import Operations
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     config = Config()
     config.set_main_option("script_location", str(script_location))
     config.set_main_option("path_separator", "os")

@@ -23,8 +23,12 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 
 
 def learning_rate(config: TrainingConfig, round_number: int, rounds: int, step: int, steps: int) -> float:
-    """Step size of step ``step`` (from 0) of round ``round_number`` (from 1): the schedule runs over the whole run."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = min(1.0, (round_number - 1 + step / steps) / max(1, rounds))
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+    """Step size of step ``step`` (from 0) of round ``round_number`` (from 1).
+
+    The schedule runs over the whole run, the warm-up over the beginning of each round.
+    """
+    rate = config.learning_rate * min(1.0, (step + 1) / (min(config.warmup_steps, steps) + 1))
+    if config.schedule == "cosine":
+        progress = min(1.0, (round_number - 1 + step / steps) / max(1, rounds))
+        rate *= 0.5 * (1.0 + math.cos(math.pi * progress))
+    return rate

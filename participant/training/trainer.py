@@ -31,7 +31,7 @@ from core_model.tasks import RetrievalTask
 from participant.training.optimizer import learning_rate, make_optimizer
 
 
-class TrainingCancelled(Exception):  # noqa: N818 - an event that was asked for, not an error
+class TrainingCancelled(Exception):
     """Training stopped because ``cancelled()`` said so; there is no update."""
 
 
@@ -49,7 +49,7 @@ class LocalTrainer:
 
     The result depends on base, seed, round, rounds, name and the plan's number of threads, and on nothing else: not on
     the process, the thread, or what was trained before. Torch's global generator and thread number are set while it
-    works and restored afterwards, under one lock for the whole process; train in several processes to train in parallel.
+    works and restored afterwards, under one lock for the whole process: to train in parallel, use several processes.
 
     Args:
         config: What the plan asks for.
@@ -61,9 +61,7 @@ class LocalTrainer:
         CoreModelError: If data, user code or model don't fit.
     """
 
-    def __init__(
-        self, config: LearningConfig, data: str, *, name: str, allow: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, config: LearningConfig, data: str, *, name: str, allow: frozenset[str] = frozenset()) -> None:
         self._config = config
         self._name = name
         self._task = make_task(config, data, allow=allow)

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wire.blob_service import BlobPolicy, BlobService
     from wire.blobs import BlobRef, BlobStore, BlobWriter, PartWriter
     from wire.channel import Listener, abort, connect, error_from, error_of, explain_handshake, join_address, serve
     from wire.codec import CheckpointHeader, check_update, read_header
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
         server_credentials,
     )
     from wire.token import Token
-    from wire.transfer import BlobPolicy, BlobService, download, file_digest, upload
+    from wire.transfer import download, file_digest, upload
 
 _HOME = {
     "blobs": ("BlobRef", "BlobStore", "BlobWriter", "PartWriter"),
@@ -103,7 +104,8 @@ _HOME = {
         "server_credentials",
     ),
     "token": ("Token",),
-    "transfer": ("BlobPolicy", "BlobService", "download", "file_digest", "upload"),
+    "blob_service": ("BlobPolicy", "BlobService"),
+    "transfer": ("download", "file_digest", "upload"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _RENAMED = {"load_federation": "load"}

@@ -53,7 +53,7 @@ class CoordinatorSection(Frozen):
     reserve_mb: int = Field(default=512, ge=0, le=1 << 30, description="Disk space to leave free, in MB.")
     initial_model: Path | None = Field(
         default=None,
-        description="Checkpoint to begin with, from `fedloom model init`; made on the first start where this is left out.",
+        description="Checkpoint to begin with, from `fedloom model init`; made at the first start if left out.",
     )
 
     @model_validator(mode="after")

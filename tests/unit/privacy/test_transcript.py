@@ -7,15 +7,21 @@ import hashlib
 import math
 import struct
 
-import privacy
-import privacy.transcript
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import privacy
+import privacy.transcript
 from privacy import TranscriptError, digest, encode
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8) | st.binary(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )
@@ -67,12 +73,17 @@ def test_golden_vector() -> None:
         "4c0000000000000026" + "4600000000000000083ff8000000000000" + "530000000000000002c3a9" + "59000000000000000100"
         "53000000000000000162"
         "4c0000000000000031"
-        "4e0000000000000000" + "42000000000000000101" + "490000000000000001ff" + "4900000000000000020100" + "490000000000000000"
+        "4e0000000000000000"
+        + "42000000000000000101"
+        + "490000000000000001ff"
+        + "4900000000000000020100"
+        + "490000000000000000"
     )
     assert encode(value).hex() == expected
-    assert digest("fedloom/test/1", value).hex() == hashlib.sha256(
-        b"S" + (14).to_bytes(8, "big") + b"fedloom/test/1" + bytes.fromhex(expected)
-    ).hexdigest()
+    assert (
+        digest("fedloom/test/1", value).hex()
+        == hashlib.sha256(b"S" + (14).to_bytes(8, "big") + b"fedloom/test/1" + bytes.fromhex(expected)).hexdigest()
+    )
     # Written down once: a change of the format would show here even if encode and the line above changed together.
     assert digest("fedloom/test/1", None).hex() == "ec9ea9358527752c5c0c5aedc225377c42a6fc52444abd79dd8442660a36c873"
 
@@ -110,7 +121,8 @@ def test_integers_are_as_short_as_possible(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [(True, 1), (1, 1.0), (0.0, -0.0), ("a", b"a"), ([], {}), (None, False), ("\u00e9", "e\u0301"), ([[]], [])]
+    ("one", "other"),
+    [(True, 1), (1, 1.0), (0.0, -0.0), ("a", b"a"), ([], {}), (None, False), ("\u00e9", "e\u0301"), ([[]], [])],
 )
 def test_values_that_python_or_people_take_for_equal_differ(one: object, other: object) -> None:
     assert encode(one) != encode(other)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from protos import enrolment_pb2, enrolment_pb2_grpc
 from wire import (
     ConfigError,
@@ -69,7 +70,11 @@ async def heard(listener: Listener, ca: FederationCA, error: Exception, size: in
         ResourceError("full", "Make room.", code="disk-full"),
         ResourceError("too much", code="quota"),
         UnreachableError("gone", "wait"),
-        *(RefusedError(code, f"because of {code}", "hint") for code in STATUS_OF_CODE if code not in ("disk-full", "quota")),
+        *(
+            RefusedError(code, f"because of {code}", "hint")
+            for code in STATUS_OF_CODE
+            if code not in ("disk-full", "quota")
+        ),
     ],
     ids=lambda error: error.code,
 )

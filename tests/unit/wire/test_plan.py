@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from wire import AggregationSpec, InitialModel, RefusedError, RoundsSpec, RunPlan
 from wire.plan import MAX_PLAN_BYTES
 
@@ -61,7 +62,11 @@ def test_every_part_changes_the_hash(change: dict[str, Any]) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -134,7 +139,9 @@ def test_rounds_out_of_range(table: dict[str, Any]) -> None:
         RoundsSpec.model_validate(table)
 
 
-@pytest.mark.parametrize("table", [{"optimizer": "sgd"}, {"momentum": 1.0}, {"learning_rate": 0}, {"tau": 0}, {"beta1": -0.1}])
+@pytest.mark.parametrize(
+    "table", [{"optimizer": "sgd"}, {"momentum": 1.0}, {"learning_rate": 0}, {"tau": 0}, {"beta1": -0.1}]
+)
 def test_aggregation_out_of_range(table: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         AggregationSpec.model_validate(table)

@@ -11,6 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
+from relays import Relay
+
 from protos import enrolment_pb2, enrolment_pb2_grpc
 from wire import (
     Credentials,
@@ -117,7 +119,8 @@ def forged(ca: FederationCA, own: Credentials) -> Credentials:
 
 
 @pytest.mark.parametrize(
-    ("case", "code"), [("foreign", "certificate-foreign"), ("namesake", "certificate-foreign"), ("expired", "certificate-expired")]
+    ("case", "code"),
+    [("foreign", "certificate-foreign"), ("namesake", "certificate-foreign"), ("expired", "certificate-expired")],
 )
 async def test_a_refused_certificate_gets_its_reason(
     session: Listener, enrolment: Listener, ca: FederationCA, case: str, code: str
@@ -180,7 +183,9 @@ async def test_pinning_fetches_the_right_authority(enrolment: Listener, ca: Fede
 
 async def test_a_man_in_the_middle_with_his_own_authority(ca: FederationCA) -> None:
     other = FederationCA.create("demo")
-    listener = await serve("127.0.0.1", 0, enrolment_credentials(other.issue_server(["127.0.0.1"])), register(Desk(other)))
+    listener = await serve(
+        "127.0.0.1", 0, enrolment_credentials(other.issue_server(["127.0.0.1"])), register(Desk(other))
+    )
     try:
         with pytest.raises(RefusedError, match="another fingerprint") as caught:
             await asyncio.to_thread(pinned_ca, listener.address, fingerprint(ca.pem))
@@ -196,7 +201,9 @@ async def test_a_man_in_the_middle_who_shows_our_authority_in_his_own_certificat
     other = FederationCA.create("demo")
     other.certificate, genuine = ca.certificate, other.certificate  # anchor and issuer are ours, the signing key is his
     assert genuine.public_bytes(Encoding.PEM) != ca.pem
-    listener = await serve("127.0.0.1", 0, enrolment_credentials(other.issue_server(["127.0.0.1"])), register(Desk(other)))
+    listener = await serve(
+        "127.0.0.1", 0, enrolment_credentials(other.issue_server(["127.0.0.1"])), register(Desk(other))
+    )
     try:
         with pytest.raises(RefusedError, match="didn't sign"):
             await asyncio.to_thread(pinned_ca, listener.address, fingerprint(ca.pem))
@@ -204,7 +211,9 @@ async def test_a_man_in_the_middle_who_shows_our_authority_in_his_own_certificat
         await listener.stop()
 
 
-async def test_a_relay_that_forwards_the_handshake_never_sees_the_secret(enrolment: Listener, desk: Desk, ca: FederationCA) -> None:
+async def test_a_relay_that_forwards_the_handshake_never_sees_the_secret(
+    enrolment: Listener, desk: Desk, ca: FederationCA
+) -> None:
     """Relaying bytes is all a man in the middle can do with the genuine certificate; what he sees is ciphertext."""
     seen = bytearray()
     relay = Relay(enrolment.port, seen)
@@ -222,49 +231,6 @@ async def test_a_relay_that_forwards_the_handshake_never_sees_the_secret(enrolme
         assert seen and secret not in bytes(seen)
     finally:
         relay.close()
-
-
-class Relay:
-    """Copies bytes between a free loopback port and another one, and keeps them."""
-
-    def __init__(self, port: int, seen: bytearray) -> None:
-        self._seen = seen
-        self._port = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._port))
-            except OSError:
-                return
-            self._sockets += [near, far]
-            for source, target in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._copy, args=(source, target), daemon=True)
-                self._threads.append(thread)
-                thread.start()
-
-    def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(65_536):
-                self._seen.extend(data)
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for item in self._sockets:
-            item.close()
-        for thread in self._threads:
-            thread.join(5)
 
 
 def test_nobody_answers() -> None:

@@ -7,10 +7,13 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from wire import RefusedError, Token
 from wire.token import PREFIX, is_address
 
-TOKEN = Token(name="hospital-a", address="fed.example.org:7601", fingerprint=bytes(range(32)), secret=bytes(range(32, 64)))
+TOKEN = Token(
+    name="hospital-a", address="fed.example.org:7601", fingerprint=bytes(range(32)), secret=bytes(range(32, 64))
+)
 
 
 def reason(text: str) -> str:
@@ -93,7 +96,9 @@ def test_the_secret_stays_out_of_repr() -> None:
     assert TOKEN.secret_hash == hashlib.sha256(TOKEN.secret).digest()
 
 
-@pytest.mark.parametrize("address", ["host", "host:0", "host:65536", ":80", "a b:80", "host:80:80", "host:-1", "-:80", ""])
+@pytest.mark.parametrize(
+    "address", ["host", "host:0", "host:65536", ":80", "a b:80", "host:80:80", "host:-1", "-:80", ""]
+)
 def test_addresses_refused(address: str) -> None:
     assert not is_address(address)
     with pytest.raises(ValueError, match="host:port"):

@@ -24,7 +24,7 @@ def write_checkpoint(path: Path, manifest: Manifest, vector: Vector) -> bytes:
     """
     manifest.check(vector)
     header = manifest.header()
-    data = np.ascontiguousarray(vector, dtype="<f4")
+    data = np.ascontiguousarray(vector, dtype="<f4").data
     digest = hashlib.sha256(header)
     digest.update(data)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -37,14 +37,14 @@ class ModelConfig(_Table):
     """
 
     kind: Literal["multimodal", "custom"] = "multimodal"
-    image_size: int = pydantic.Field(32, ge=8, le=256, multiple_of=8)
-    width: int = pydantic.Field(128, ge=8, le=2048)
-    depth: int = pydantic.Field(2, ge=1, le=48)
-    heads: int = pydantic.Field(4, ge=1, le=64)
-    embedding: int = pydantic.Field(128, ge=2, le=4096)
-    text_buckets: int = pydantic.Field(4096, ge=16, le=4_194_304)
-    text_tokens: int = pydantic.Field(12, ge=1, le=512)
-    classes: int = pydantic.Field(0, ge=0, le=1_000_000)
+    image_size: int = pydantic.Field(default=32, ge=8, le=256, multiple_of=8)
+    width: int = pydantic.Field(default=128, ge=8, le=2048)
+    depth: int = pydantic.Field(default=2, ge=1, le=48)
+    heads: int = pydantic.Field(default=4, ge=1, le=64)
+    embedding: int = pydantic.Field(default=128, ge=2, le=4096)
+    text_buckets: int = pydantic.Field(default=4096, ge=16, le=4_194_304)
+    text_tokens: int = pydantic.Field(default=12, ge=1, le=512)
+    classes: int = pydantic.Field(default=0, ge=0, le=1_000_000)
     factory: EntryPoint | None = None
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
 
@@ -73,10 +73,10 @@ class TaskConfig(_Table):
     """
 
     kind: Literal["retrieval", "classification", "custom"] = "retrieval"
-    temperature: float = pydantic.Field(0.07, ge=0.005, le=1.0)
-    image_image: float = pydantic.Field(0.0, ge=0.0, le=10.0)
-    augment: float = pydantic.Field(0.5, ge=0.0, le=1.0)
-    label_smoothing: float = pydantic.Field(0.0, ge=0.0, lt=1.0)
+    temperature: float = pydantic.Field(default=0.07, ge=0.005, le=1.0)
+    image_image: float = pydantic.Field(default=0.0, ge=0.0, le=10.0)
+    augment: float = pydantic.Field(default=0.25, ge=0.0, le=1.0)
+    label_smoothing: float = pydantic.Field(default=0.0, ge=0.0, lt=1.0)
     loss: EntryPoint | None = None
 
     @pydantic.model_validator(mode="after")
@@ -95,6 +95,8 @@ class TrainingConfig(_Table):
         optimizer: "adamw" or "sgd"; a fresh one each round.
         learning_rate: Step size at its highest.
         schedule: "constant", or "cosine" from ``learning_rate`` to zero over all rounds of the run.
+        warmup_steps: Steps of each round over which the step size rises: a fresh optimizer's first steps are the least
+            informed.
         local_steps: Optimizer steps of a round. Not together with ``local_epochs``.
         local_epochs: Passes over the local data of a round, in place of ``local_steps``.
         batch_size: Examples of a step; less where the institution has fewer.
@@ -105,15 +107,16 @@ class TrainingConfig(_Table):
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = pydantic.Field(1e-3, gt=0.0, le=100.0)
+    learning_rate: float = pydantic.Field(default=1e-3, gt=0.0, le=100.0)
     schedule: Literal["constant", "cosine"] = "cosine"
-    local_steps: int = pydantic.Field(20, ge=1, le=1_000_000)
-    local_epochs: float | None = pydantic.Field(None, gt=0.0, le=10_000)
-    batch_size: int = pydantic.Field(128, ge=1, le=1_000_000)
-    weight_decay: float = pydantic.Field(0.05, ge=0.0, le=10.0)
-    momentum: float = pydantic.Field(0.9, ge=0.0, lt=1.0)
-    clip_norm: float = pydantic.Field(1.0, ge=0.0, le=1e6)
-    threads: int = pydantic.Field(1, ge=1, le=256)
+    warmup_steps: int = pydantic.Field(default=10, ge=0, le=1_000_000)
+    local_steps: int = pydantic.Field(default=20, ge=1, le=1_000_000)
+    local_epochs: float | None = pydantic.Field(default=None, gt=0.0, le=10_000)
+    batch_size: int = pydantic.Field(default=128, ge=1, le=1_000_000)
+    weight_decay: float = pydantic.Field(default=0.05, ge=0.0, le=10.0)
+    momentum: float = pydantic.Field(default=0.9, ge=0.0, lt=1.0)
+    clip_norm: float = pydantic.Field(default=1.0, ge=0.0, le=1e6)
+    threads: int = pydantic.Field(default=1, ge=1, le=256)
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -28,7 +28,7 @@ def resolve(name: str, allow: frozenset[str]) -> Callable[..., Any]:
     if name not in allow:
         raise UserCodeError(
             f'This federation asks to run "{name}", which this site doesn\'t allow.',
-            f"Read that code; if it may run here, add it to the site's `allow`: `fedloom participant join --allow {name}`.",
+            f"Read that code; if it may run here, add it to `allow` in participant.toml, or join with --allow {name}.",
         )
     module_name, _, attribute = name.partition(":")
     try:

@@ -1,9 +1,9 @@
 """The model as one flat vector: which tensor lies where, and the hash by which two sides know that they agree.
 
 The flat vector is float32, little-endian, tensors one after the other in *manifest order*: the order of the module's
-``state_dict``. Trainable parameters and floating-point buffers belong to it. Integer and boolean buffers (step counters,
-index tables) are local: they don't travel and keep the value that the module's own constructor gave them. A tensor that
-the module registers under two names (tied weights) appears once, under the first name.
+``state_dict``. Trainable parameters and floating-point buffers belong to it. Integer and boolean buffers (step
+counters, index tables) are local: they don't travel and keep the value that the module's own constructor gave them. A
+tensor that the module registers under two names (tied weights) appears once, under the first name.
 """
 
 from __future__ import annotations

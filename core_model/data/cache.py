@@ -74,7 +74,7 @@ def verify(folder: Path, file: str) -> Path:
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         intact = record["files"].get(file) == _sha256(path)
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
         raise DataError(f"{path} is damaged.", f"Remove the folder {folder}; it is made again when it is needed.")

@@ -10,6 +10,7 @@ from core_model.data.partition import partition
 from core_model.errors import DataError
 
 _TEST = 360
+_HINT = "pip install scikit-learn"
 
 
 def load_digits(part: int, parts: int, options: dict[str, str], source: str) -> DataSource:
@@ -21,7 +22,7 @@ def load_digits(part: int, parts: int, options: dict[str, str], source: str) -> 
     try:
         from sklearn import datasets
     except ImportError:
-        raise DataError("The digits come with scikit-learn, which isn't installed.", "pip install scikit-learn") from None
+        raise DataError("The digits come with scikit-learn, which isn't installed.", _HINT) from None
     bunch = datasets.load_digits()
     images = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))

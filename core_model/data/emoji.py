@@ -1,9 +1,9 @@
 """Emoji across drawing styles: real pictures with their names; each style is an institution.
 
 Four institutions: Twitter's colour art ("twemoji"), OpenMoji in colour ("openmoji"), OpenMoji's line layer alone
-("openmoji-line") and Google's monochrome Noto Emoji ("noto"). The split shows what a federation is for: 160 concepts are
-held out everywhere ("unseen"); each institution also lacks its own 15 % of the others ("missing"), which the other three
-do train on. Variants of one concept by gender, person or direction stay together on one side of each split.
+("openmoji-line") and Google's monochrome Noto Emoji ("noto"). The split shows what a federation is for: 160 concepts
+are held out everywhere ("unseen"); each institution also lacks its own 15 % of the others ("missing"), which the other
+three do train on. Variants of one concept by gender, person or direction stay together on one side of each split.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +26,8 @@ MISSING_SHARE = 0.15
 FORMAT = "2"
 """Raised whenever the prepared files would come out differently."""
 
-_VARIANT = frozenset(
-    "man woman men women person people boy girl male female mr mrs facing right left hand hands holding".split()
-)
+_PEOPLE = ("man", "woman", "men", "women", "person", "people", "boy", "girl", "male", "female", "mr", "mrs")
+_VARIANT = frozenset((*_PEOPLE, "facing", "right", "left", "hand", "hands", "holding"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,9 @@ def load_emoji(institution: str) -> DataSource:
         DataError: If there is no such institution, or a package is missing.
     """
     if institution not in INSTITUTIONS:
-        raise DataError(f'Data source "emoji:{institution}": no such institution.', f"There are: {', '.join(INSTITUTIONS)}.")
+        raise DataError(
+            f'Data source "emoji:{institution}": no such institution.', f"There are: {', '.join(INSTITUTIONS)}."
+        )
     from safetensors.torch import load_file
 
     folder = _folder()
@@ -117,7 +119,7 @@ def load_emoji(institution: str) -> DataSource:
     )
 
 
-def _folder() -> Any:
+def _folder() -> Path:
     from core_model.data import emoji_art
 
     return prepared("emoji", {"format": FORMAT, **emoji_art.versions()}, emoji_art.draw)

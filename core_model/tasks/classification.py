@@ -61,7 +61,8 @@ class ClassificationTask(LearningTask):
         images, hashed, labels = batch
         logits = model.classify(images, hashed)
         accuracy = (logits.detach().argmax(1) == labels).float().mean().item()
-        return F.cross_entropy(logits, labels, label_smoothing=self._config.task.label_smoothing), {"accuracy": accuracy}
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._config.task.label_smoothing)
+        return loss, {"accuracy": accuracy}
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Accuracy and mean cross-entropy on the held-out examples."""

@@ -40,7 +40,7 @@ def make_task(config: LearningConfig, data: str, *, allow: frozenset[str] = froz
             )
         train, held_out = _user_data(data, allow)
         return CustomTask(config, train, held_out, loss, factory)
-    source = open_source(data)
+    source = open_source(data, image_size=config.model.image_size)
     if config.task.kind == "retrieval":
         return RetrievalTask(config, source)
     if config.task.kind == "classification" and factory is None:

@@ -13,7 +13,7 @@ from core_model.config import LearningConfig
 from core_model.data.examples import DataSource, Examples
 from core_model.encoder import MultimodalEncoder
 from core_model.errors import DataError
-from core_model.modalities import augment, hash_captions, to_float
+from core_model.modalities import augment, hash_captions, shrink, to_float
 from core_model.objectives import contrastive_loss, ranks
 from core_model.seeds import derive
 from core_model.tasks.base import Evaluation, LearningTask, index_batches, seeded_build
@@ -37,6 +37,8 @@ class RetrievalTask(LearningTask):
         if len(source.train) < 2:
             raise DataError(f'Data source "{source.name}" has fewer than two training pairs.')
         self.source = source
+        assert source.train.images is not None
+        self._pixels = shrink(source.train.images, config.model.image_size)
         self._hashed = [self._hash(texts) for texts in source.train.captions or ()]
         self._queries = {
             name: self._hash([texts[0] for texts in part.captions or ()]) for name, part in source.evaluation.items()
@@ -57,10 +59,8 @@ class RetrievalTask(LearningTask):
         task = self._config.task
         generator = torch.Generator().manual_seed(seed)
         chooser = np.random.default_rng(derive(seed, "caption"))
-        images = self.source.train.images
-        assert images is not None
         for index in index_batches(self.examples, self._config.training.batch_size, seed, steps):
-            pixels = to_float(images[torch.from_numpy(index)], self._config.model.image_size)
+            pixels = to_float(self._pixels[torch.from_numpy(index)], self._config.model.image_size)
             hashed = [self._hashed[i] for i in index.tolist()]
             chosen = torch.stack([texts[int(chooser.integers(len(texts)))] for texts in hashed])
             first = augment(pixels, task.augment, generator)
@@ -103,8 +103,8 @@ class RetrievalTask(LearningTask):
         training = model.training
         model.eval()
         with torch.no_grad():
-            images = torch.cat([model.embed_images(chunk) for chunk in part.images.split(_CHUNK)])
-            texts = torch.cat([model.embed_texts(chunk) for chunk in hashed.split(_CHUNK)])
+            images = torch.cat([model.embed_images(chunk) for chunk in torch.split(part.images, _CHUNK)])
+            texts = torch.cat([model.embed_texts(chunk) for chunk in torch.split(hashed, _CHUNK)])
         model.train(training)
         return images, texts
 

@@ -1,4 +1,4 @@
-"""The server's side of ``Blobs``: nothing is stored before entitlement, size, quota and room on the disk are checked."""
+"""The server's side of ``Blobs``: nothing is stored before entitlement, size, quota and room on disk are checked."""
 
 from __future__ import annotations
 

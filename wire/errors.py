@@ -109,6 +109,7 @@ STATUS_OF_CODE: Final[dict[str, grpc.StatusCode]] = {
     "participant-unknown": grpc.StatusCode.PERMISSION_DENIED,
     "participant-revoked": grpc.StatusCode.PERMISSION_DENIED,
     "protocol-version": grpc.StatusCode.FAILED_PRECONDITION,
+    "message-malformed": grpc.StatusCode.INVALID_ARGUMENT,
     "protocol-order": grpc.StatusCode.FAILED_PRECONDITION,
     "plan-mismatch": grpc.StatusCode.FAILED_PRECONDITION,
     "manifest-mismatch": grpc.StatusCode.FAILED_PRECONDITION,

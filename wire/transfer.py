@@ -1,7 +1,7 @@
 """Blobs over gRPC: clients that go on where a broken connection stopped them, and what both sides stream with.
 
-Hashing and disk work happen in worker threads while the event loop receives the next chunks; a transfer holds at most two
-batches of ``BATCH`` chunks.
+Hashing and disk work happen in worker threads while the event loop receives the next chunks; a transfer holds at most
+two batches of ``BATCH`` chunks.
 """
 
 from __future__ import annotations

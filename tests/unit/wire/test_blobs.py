@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from wire import BlobStore, DataError, RefusedError, ResourceError
 from wire.blobs import BlobRef, disk_errors
 
+ROOT = Path(__file__).parents[3]
 DATA = os.urandom(300_000)
 DIGEST = hashlib.sha256(DATA).digest()
 
@@ -215,7 +216,7 @@ def test_what_a_killed_process_was_making_is_removed_at_the_next_start(tmp_path:
         "writer = BlobStore(Path(sys.argv[1])).writer(); os._exit(9)"
     )
     subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], check=False, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        [sys.executable, "-c", script, str(tmp_path)], check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert len(list(tmp_path.glob("local-*.part"))) == 1
     store = BlobStore(tmp_path)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from coordinator.daemon import Daemon
 from coordinator.services.access import member_of, refuse
@@ -17,6 +18,7 @@ from protos import session_pb2_grpc
 from wire import FederationCA, FedloomError, Identity, RefusedError, Role, abort, csr_has_key_of
 
 _log = logging.getLogger("fedloom.coordinator")
+_SAME_RELEASE = "Install the same release of fedloom on both sides."
 
 
 class SessionService(session_pb2_grpc.SessionServicer):
@@ -52,8 +54,15 @@ class SessionService(session_pb2_grpc.SessionServicer):
                     break
                 yield message
             failure = reader.exception() if reader.done() and not reader.cancelled() else None
+            if isinstance(failure, DecodeError):
+                error = RefusedError(
+                    "message-malformed", f"{peer} sent bytes that are no message of this protocol", _SAME_RELEASE
+                )
+                await refuse(context, daemon.store, peer, error)
             if isinstance(failure, FedloomError):
                 await abort(context, failure)
+            if isinstance(failure, Exception) and not isinstance(failure, grpc.aio.BaseError):
+                raise failure
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):

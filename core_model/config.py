@@ -67,6 +67,8 @@ class TaskConfig(_Table):
         temperature: Start of the learnt temperature of the contrastive loss.
         image_image: Weight of the contrastive loss between two views of the same picture; 0 leaves it out.
         augment: Strength of the random changes to pictures in training, in [0, 1]; 0 leaves them as they are.
+        outlines: Share of training pictures shown as line drawings, in [0, 1]: shapes then count for more than colours,
+            which helps where institutions differ in style.
         label_smoothing: For "classification": probability mass spread over all classes.
         loss: For kind "custom": ``module:function`` taking (model, batch), returning a scalar tensor or
             (tensor, dictionary of metrics).
@@ -76,6 +78,7 @@ class TaskConfig(_Table):
     temperature: float = pydantic.Field(default=0.07, ge=0.005, le=1.0)
     image_image: float = pydantic.Field(default=0.0, ge=0.0, le=10.0)
     augment: float = pydantic.Field(default=0.25, ge=0.0, le=1.0)
+    outlines: float = pydantic.Field(default=0.0, ge=0.0, le=1.0)
     label_smoothing: float = pydantic.Field(default=0.0, ge=0.0, lt=1.0)
     loss: EntryPoint | None = None
 

@@ -90,9 +90,15 @@ def prepare_emoji() -> str:
 def load_emoji(institution: str) -> DataSource:
     """One institution's pairs, prepared on first use. Labels are Unicode's eight categories.
 
+    Args:
+        institution: One of :data:`INSTITUTIONS`, or "all": the training pairs of all four pooled, which is what a
+            federation does without; nothing is held out then but what is unseen everywhere, in the first style.
+
     Raises:
         DataError: If there is no such institution, or a package is missing.
     """
+    if institution == "all":
+        return _pooled([load_emoji(name) for name in INSTITUTIONS])
     if institution not in INSTITUTIONS:
         raise DataError(
             f'Data source "emoji:{institution}": no such institution.', f"There are: {', '.join(INSTITUTIONS)}."
@@ -117,6 +123,17 @@ def load_emoji(institution: str) -> DataSource:
         evaluation={"missing": everything.select(missing), "unseen": everything.select(unseen)},
         classes=len(categories),
     )
+
+
+def _pooled(sources: list[DataSource]) -> DataSource:
+    parts = [source.train for source in sources]
+    train = Examples(
+        images=torch.cat([part.images for part in parts if part.images is not None]),
+        captions=[texts for part in parts for texts in part.captions or ()],
+        labels=torch.cat([part.labels for part in parts if part.labels is not None]),
+    )
+    unseen = {"unseen": sources[0].evaluation["unseen"]}
+    return DataSource(name="emoji:all", train=train, evaluation=unseen, classes=sources[0].classes)
 
 
 def _folder() -> Path:

@@ -76,10 +76,6 @@ def augment(images: torch.Tensor, strength: float, generator: torch.Generator) -
     affine = torch.stack((cos, -sin, shift[:, 0], sin, cos, shift[:, 1]), 1).reshape(count, 2, 3)
     grid = F.affine_grid(affine, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    import os
-    pe = float(os.environ.get("EDGE", "0"))
-    if pe:
-        images = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < pe, outlines(images), images)
     mixing = torch.eye(3) + draw(3, 3) * (0.3 * strength)
     grey = (torch.rand(count, 1, 1, generator=generator) < 0.4 * strength).to(images.dtype)
     mixing = (1 - grey) * mixing + grey / 3
@@ -88,12 +84,15 @@ def augment(images: torch.Tensor, strength: float, generator: torch.Generator) -
     return images * gain + draw(1, 1, 1) * (0.2 * strength)
 
 
-def outlines(images: torch.Tensor) -> torch.Tensor:
-    """Line drawings [n, 3, s, s] of float images [n, 3, s, s]: dark where brightness or colour changes, else white."""
+def outline(images: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Replace a random share of float images [n, 3, s, s] by line drawings: dark where colour changes, else white."""
+    if share == 0.0:
+        return images
+    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < share
     right = F.pad(images, (0, 1, 0, 0), mode="replicate").diff(dim=3)
     below = F.pad(images, (0, 0, 0, 1), mode="replicate").diff(dim=2)
     change = (right.square() + below.square()).sum(1, keepdim=True).sqrt()
-    return (1 - 1.5 * change).clamp_(min=-1).expand(-1, 3, -1, -1)
+    return torch.where(chosen, (1 - 1.5 * change).clamp_(min=-1), images)
 
 
 def _groups(channels: int) -> int:

@@ -13,7 +13,7 @@ from core_model.config import LearningConfig
 from core_model.data.examples import DataSource, Examples
 from core_model.encoder import MultimodalEncoder
 from core_model.errors import DataError
-from core_model.modalities import augment, hash_captions, shrink, to_float
+from core_model.modalities import augment, hash_captions, outline, shrink, to_float
 from core_model.objectives import contrastive_loss, ranks
 from core_model.seeds import derive
 from core_model.tasks.base import Evaluation, LearningTask, index_batches, seeded_build
@@ -63,9 +63,11 @@ class RetrievalTask(LearningTask):
             pixels = to_float(self._pixels[torch.from_numpy(index)], self._config.model.image_size)
             hashed = [self._hashed[i] for i in index.tolist()]
             chosen = torch.stack([texts[int(chooser.integers(len(texts)))] for texts in hashed])
-            first = augment(pixels, task.augment, generator)
-            second = augment(pixels, task.augment, generator) if task.image_image else None
-            yield first, chosen, second
+            views = [
+                augment(outline(pixels, task.outlines, generator), task.augment, generator)
+                for _ in range(2 if task.image_image else 1)
+            ]
+            yield views[0], chosen, views[1] if task.image_image else None
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         """Image-text InfoNCE, plus the weighted loss between two views where that is switched on."""

@@ -7,6 +7,7 @@ exported: ``wire.database`` is for the two stores alone.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     )
     from wire.token import Token
     from wire.transfer import download, file_digest, upload
+
+# gRPC's core writes lines of its own to standard error, for example for each refused handshake. Ours say what happened.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _HOME = {
     "blobs": ("BlobRef", "BlobStore", "BlobWriter", "PartWriter"),

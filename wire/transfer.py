@@ -23,7 +23,8 @@ from wire.channel import error_from
 from wire.errors import FedloomError, RefusedError, UnreachableError
 
 CHUNK_BYTES: Final = 1 << 20
-BATCH: Final = 4
+BATCH: Final = 2
+"""Chunks that go to a worker thread together: more cost memory and gain nothing measurable."""
 
 GO_KEY: Final = "fedloom-go"
 """Initial metadata of an upload whose content the server wants."""

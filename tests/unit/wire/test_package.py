@@ -54,9 +54,7 @@ def test_no_layer_above_is_imported() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {"coordinator", "participant", "simulation", "core_model", "fedloom"} & {
-                n.split(".")[0] for n in names
-            }
+            assert not ABOVE & {name.split(".")[0] for name in names}, path
 
 
 def test_nothing_is_unpickled() -> None:

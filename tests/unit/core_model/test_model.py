@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from core_model import ModelConfig
+from core_model import Manifest, ModelConfig
 from core_model.encoder import Block, MultimodalEncoder
-from core_model.modalities import augment, hash_captions, shrink, to_float
+from core_model.modalities import augment, hash_captions, outline, shrink, to_float
 from core_model.modalities.text import PIECES, pieces, words
 
 SMALL = ModelConfig(image_size=16, width=16, heads=2, depth=2, embedding=8, text_buckets=64, text_tokens=5)
@@ -106,3 +106,59 @@ def test_random_changes_follow_the_seed_and_the_strength():
     assert torch.equal(changed(0.5, 3), changed(0.5, 3)) and not torch.equal(changed(0.5, 3), changed(0.5, 4))
     assert (changed(0.1, 0) - images).abs().mean() < (changed(1.0, 0) - images).abs().mean()
     assert changed(1.0, 0).isfinite().all()
+
+
+def test_outlines_forget_colour_and_keep_edges():
+    images = torch.full((40, 3, 16, 16), -1.0)
+    images[:, 0, :, 8:] = 1.0  # Black on the left, red on the right: one edge.
+    drawn = outline(images, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn[:, 0], drawn[:, 1]) and torch.equal(drawn[:, 0], drawn[:, 2])
+    assert (drawn[:, :, :, 7] == -1).all() and (drawn[:, :, :, [*range(7), *range(8, 16)]] == 1).all()
+    assert outline(images, 0.0, torch.Generator()) is images
+
+
+def test_a_share_of_pictures_is_outlined():
+    images = torch.rand(400, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    drawn = outline(images, 0.25, torch.Generator().manual_seed(1))
+    changed = (drawn != images).flatten(1).any(1).float().mean().item()
+    assert 0.15 < changed < 0.35
+    assert torch.equal(drawn, outline(images, 0.25, torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("size", [8, 16, 40])
+def test_tokens_are_squares_of_eight_pixels(size):
+    config = SMALL.model_copy(update={"image_size": size})
+    model = MultimodalEncoder(config)
+    assert model.image(torch.zeros(2, 3, size, size)).shape == (2, (size // 8) ** 2, 16)
+
+
+@pytest.mark.parametrize(
+    "field", ["width", "depth", "embedding", "text_buckets", "text_tokens", "image_size", "classes"]
+)
+def test_every_size_in_the_configuration_changes_the_manifest(field):
+    change = {
+        "width": 32,
+        "depth": 3,
+        "embedding": 9,
+        "text_buckets": 65,
+        "text_tokens": 6,
+        "image_size": 24,
+        "classes": 4,
+    }
+    other = SMALL.model_copy(update={field: change[field]})
+    assert Manifest.of(MultimodalEncoder(SMALL)).digest != Manifest.of(MultimodalEncoder(other)).digest
+
+
+def test_long_and_short_captions_in_one_batch_do_not_touch_each_other():
+    model = MultimodalEncoder(SMALL)
+    short = hash_captions(["cat"], 64, 5)
+    long = hash_captions(["cat", "a cat on a mat"], 64, 5)
+    torch.testing.assert_close(model.embed_texts(short)[0], model.embed_texts(long)[0])
+
+
+def test_order_of_words_matters_and_case_does_not():
+    model = MultimodalEncoder(SMALL)
+    with torch.no_grad():
+        model.text.positions.normal_(generator=torch.Generator().manual_seed(0))
+    vectors = model.embed_texts(hash_captions(["dog bites man", "man bites dog", "Dog BITES man"], 64, 5))
+    assert not torch.allclose(vectors[0], vectors[1]) and torch.equal(vectors[0], vectors[2])

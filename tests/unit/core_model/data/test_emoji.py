@@ -97,3 +97,6 @@ class TestRealPictures:
                 assert lacking <= names[other]
                 assert unseen.isdisjoint(names[other])
             assert source.train.images.dtype == torch.uint8 and source.classes == 8
+        pooled = open_source("emoji:all")
+        assert len(pooled.train) == sum(len(source.train) for source in sources.values())
+        assert list(pooled.evaluation) == ["unseen"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.metadata
 import inspect
 import json
 import shutil
@@ -13,6 +15,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACKAGES = ("coordinator", "core_model", "kernels", "participant", "privacy", "protos", "simulation", "wire")
 FRAMEWORKS = ("torch", "jax", "tensorflow", "pandas", "matplotlib", "sklearn", "scipy")
@@ -203,15 +207,18 @@ def test_version_is_told_once(repository: Path, wheel: zipfile.ZipFile) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
-def test_every_dependency_is_explained_and_held(repository: Path) -> None:
-    """docs/dependencies.md has a line for each requirement, and constraints.txt a version."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
+def requirements(repository: Path) -> dict[str, Requirement]:
+    """Every requirement of the distribution and its extras, by canonical name."""
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     wanted = {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
     del wanted["fedloom"]
+    return wanted
+
+
+def test_every_dependency_is_explained_and_held(repository: Path) -> None:
+    """docs/dependencies.md has a line for each requirement, and constraints.txt a version."""
+    wanted = requirements(repository)
     explained = (repository / "docs" / "dependencies.md").read_text().lower()
     held = {
         canonicalize_name(name): version.partition("#")[0].strip()
@@ -223,3 +230,38 @@ def test_every_dependency_is_explained_and_held(repository: Path) -> None:
     assert [name for name in wanted if f"| {name} |" not in explained] == []
     unheld = [name for name, need in wanted.items() if name != "triton" and held.get(name) not in need.specifier]
     assert unheld == [], "run `make lock`"
+
+
+def test_everything_imported_is_required(repository: Path) -> None:
+    """What a package imports stands in pyproject.toml, rather than coming by luck with something else."""
+    files = [path for name in PACKAGES for path in (repository / name).rglob("*.py")] + [repository / "fedloom.py"]
+    imported: dict[str, str] = {}
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            else:
+                continue
+            imported.update({name.partition(".")[0]: str(path.relative_to(repository)) for name in names})
+    outside = {
+        name: at for name, at in imported.items() if name not in {*PACKAGES, "fedloom", *sys.stdlib_module_names}
+    }
+    provides = importlib.metadata.packages_distributions()
+    # Parts of a required library under a name of their own.
+    parts = {"annotated-types": "pydantic", "pydantic-core": "pydantic", "markupsafe": "jinja2", "google": "protobuf"}
+    wanted = requirements(repository)
+    missing = {}
+    for name, at in outside.items():
+        owners = {canonicalize_name(owner) for owner in provides.get(name, [name])}
+        if not {parts.get(owner, owner) for owner in owners} & set(wanted):
+            missing[name] = at
+    assert missing == {}
+
+
+def test_demo_brings_the_built_in_pictures(repository: Path) -> None:
+    """The emoji packages are found by name at run time, so no import statement tells of them."""
+    from core_model.data.emoji_art import PACKAGES as NEEDED
+
+    assert {canonicalize_name(name) for name in NEEDED} <= set(requirements(repository))

@@ -72,30 +72,47 @@ class PartWriter:
     Blocking and safe to call from any one thread at a time. Made by :meth:`BlobStore.open_writer`.
     """
 
-    def __init__(self, store: BlobStore, expected: BlobRef, part: Path, offset: int) -> None:
+    def __init__(self, store: BlobStore, expected: BlobRef, part: Path) -> None:
         self._store = store
         self._expected = expected
         self._part = part
         self._lock = threading.Lock()
-        self._closed = False
         self._replaced = False
+        self._before: PartWriter | None = None
+        self._descriptor: int | None = None
         self._hash: _Hash = hashlib.sha256()
         self.digest = expected.digest
-        self.received = offset
-        with disk_errors(part):
-            self._descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            self._resume(offset)
-        except BaseException:
-            self.close()
-            raise
+        self.received = 0
 
-    def _resume(self, offset: int) -> None:
-        with disk_errors(self._part):
-            os.ftruncate(self._descriptor, offset)
-            for start in range(0, offset, COPY_BYTES):
-                self._hash.update(os.pread(self._descriptor, min(COPY_BYTES, offset - start), start))
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
+    def _open(self, offset: int) -> None:
+        """Stop the writer before, open the partial file and hash what it holds."""
+        with self._lock:
+            self._stop_before()
+            if self._replaced:
+                raise _replaced()
+            try:
+                with disk_errors(self._part):
+                    self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    self._resume(self._descriptor, offset)
+            except BaseException:
+                self._close()
+                raise
+
+    def _resume(self, descriptor: int, offset: int) -> None:
+        held = os.fstat(descriptor).st_size
+        if offset not in (0, held) or offset > self._expected.size:
+            if not held:
+                self._part.unlink(missing_ok=True)
+            raise RefusedError(
+                "blob-offset",
+                f"the transfer starts at byte {offset}; {held} bytes are here",
+                "Ask Stat, then go on there.",
+            )
+        os.ftruncate(descriptor, offset)
+        for start in range(0, offset, COPY_BYTES):
+            self._hash.update(os.pread(descriptor, min(COPY_BYTES, offset - start), start))
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        self.received = offset
 
     def write(self, chunks: Iterable[Buffer]) -> None:
         """Append chunks.
@@ -106,31 +123,30 @@ class PartWriter:
             ResourceError: ``disk-full``; what was written before is kept.
         """
         with self._lock:
-            self._check_open()
+            descriptor = self._check_open()
             for chunk in chunks:
                 length = len(chunk)
                 if self.received + length > self._expected.size:
-                    self._close()
-                    self._part.unlink(missing_ok=True)
+                    self._discard()
                     raise RefusedError(
                         "blob-size",
                         f"the blob has more than the {self._expected.size} bytes that were agreed",
                         "The sender's file and its announcement don't belong together.",
                     )
                 self._hash.update(chunk)
-                self._write_all(chunk, length)
+                self._write_all(descriptor, chunk, length)
                 self.received += length
 
-    def _write_all(self, chunk: Buffer, length: int) -> None:
+    def _write_all(self, descriptor: int, chunk: Buffer, length: int) -> None:
         view = memoryview(chunk)
         try:
             written = 0
             while written < length:
-                written += os.write(self._descriptor, view[written:])
+                written += os.write(descriptor, view[written:])
         except OSError as error:
             # The hash has run ahead of the file: this writer is of no more use, but the whole chunks before are.
             with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self.received)
+                os.ftruncate(descriptor, self.received)
             self._close()
             raise _disk_error(self._part, error) from error
 
@@ -147,7 +163,7 @@ class PartWriter:
             RefusedError: ``blob-truncated`` (the partial file is kept), ``blob-digest`` (it is removed).
         """
         with self._lock:
-            self._check_open()
+            descriptor = self._check_open()
             if self.received < self._expected.size:
                 self._close()
                 raise RefusedError(
@@ -156,18 +172,20 @@ class PartWriter:
                     "Send the rest: what has arrived is kept.",
                 )
             if self._hash.digest() != self._expected.digest:
-                self._close()
-                self._part.unlink(missing_ok=True)
+                self._discard()
                 raise RefusedError(
                     "blob-digest",
                     f"the blob's content doesn't have the announced digest {self.digest.hex()[:16]}...",
                     "Send it again from the beginning; if it happens again, look at the sender's disk.",
                 )
-            with disk_errors(self._part):
-                if sync:
-                    os.fsync(self._descriptor)
+            try:
+                with disk_errors(self._part):
+                    if sync:
+                        os.fsync(descriptor)
+                    return self._store._adopt(self._part, self.digest, sync)
+            finally:
+                # Only now: as long as this writer is registered, no other one opens the file that becomes the blob.
                 self._close()
-                return self._store._adopt(self._part, self._expected.digest, sync)
 
     def close(self) -> None:
         """Stop writing and keep the partial file. Calling it twice is allowed."""
@@ -178,19 +196,35 @@ class PartWriter:
         """Stop writing since a newer transfer takes over; a later :meth:`write` raises ``replaced``."""
         with self._lock:
             self._replaced = True
+            self._stop_before()
             self._close()
 
-    def _close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            os.close(self._descriptor)
-            self._store._forget(self._part, self)
+    def _stop_before(self) -> None:
+        # Also by a writer that is replaced before it opens: who replaces it relies on all earlier ones having let go.
+        if self._before is not None:
+            self._before.replace()
+            self._before = None
 
-    def _check_open(self) -> None:
+    def _discard(self) -> None:
+        self._part.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._store._forget(self._part, self)
+
+    def _check_open(self) -> int:
         if self._replaced:
-            raise RefusedError("replaced", "a newer transfer of the same blob has taken over")
-        if self._closed:
+            raise _replaced()
+        if self._descriptor is None:
             raise ValueError("the writer is closed")
+        return self._descriptor
+
+
+def _replaced() -> RefusedError:
+    return RefusedError("replaced", "a newer transfer of the same blob has taken over")
 
 
 class BlobWriter:
@@ -320,25 +354,18 @@ class BlobStore:
             owner: Whose partial file; owners can't touch each other's.
 
         Raises:
-            RefusedError: ``blob-offset``, ``blob-unknown``.
+            RefusedError: ``blob-offset``, ``blob-unknown``, ``replaced`` if a still newer transfer came at once.
             ResourceError: ``disk-full``.
         """
         part = self._part(digest, owner)
-        with self._lock:
-            before = self._writers.get(part)
-        if before is not None:
-            before.replace()
-        held = self.received(digest, owner)
-        if offset not in (0, held) or offset > size:
-            raise RefusedError(
-                "blob-offset",
-                f"the transfer starts at byte {offset}; {held} bytes are here",
-                "Ask Stat, then go on there.",
-            )
         self.check_room(size - offset)
-        writer = PartWriter(self, BlobRef(digest, size), part, offset)
+        writer = PartWriter(self, BlobRef(digest, size), part)
+        # Registered first, opened when all writers before have let go: no two ever have the file open, so that what was
+        # checked at the end is what was written.
         with self._lock:
+            writer._before = self._writers.get(part)
             self._writers[part] = writer
+        writer._open(offset)
         return writer
 
     def writer(self) -> BlobWriter:

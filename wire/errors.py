@@ -108,6 +108,7 @@ STATUS_OF_CODE: Final[dict[str, grpc.StatusCode]] = {
     "certificate-role": grpc.StatusCode.PERMISSION_DENIED,
     "participant-unknown": grpc.StatusCode.PERMISSION_DENIED,
     "participant-revoked": grpc.StatusCode.PERMISSION_DENIED,
+    "lease-lapsed": grpc.StatusCode.ABORTED,
     "protocol-version": grpc.StatusCode.FAILED_PRECONDITION,
     "message-malformed": grpc.StatusCode.INVALID_ARGUMENT,
     "protocol-order": grpc.StatusCode.FAILED_PRECONDITION,

@@ -280,3 +280,50 @@ def test_two_threads_making_the_same_blob(store: BlobStore) -> None:
     for thread in threads:
         thread.join()
     assert files(store) == [DIGEST.hex()]
+
+
+def test_no_writer_can_change_a_blob_that_exists(store: BlobStore) -> None:
+    """Many transfers of one blob by one owner at once, half of them hostile: what exists has its digest, for good."""
+    barrier = threading.Barrier(8)
+    outcomes: list[object] = []
+
+    def transfer(number: int) -> None:
+        content = DATA if number % 2 else bytes(len(DATA))
+        barrier.wait()
+        for _ in range(20):
+            try:
+                writer = store.open_writer(DIGEST, len(DATA), 0, "a")
+                for start in range(0, len(content), 100_000):
+                    writer.write([content[start : start + 100_000]])
+                writer.commit()
+                outcomes.append("committed")
+            except RefusedError as error:
+                outcomes.append(error.code)
+            except Exception as error:
+                outcomes.append(error)
+            if store.has(DIGEST) and store.path(DIGEST).read_bytes() != DATA:
+                outcomes.append("changed")
+
+    threads = [threading.Thread(target=transfer, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 160
+    assert set(outcomes) <= {"committed", "replaced", "blob-digest"}
+    with store._lock:
+        assert store._writers == {}
+
+
+def test_of_several_newcomers_the_last_one_counts(store: BlobStore) -> None:
+    writers = [store.open_writer(DIGEST, len(DATA)) for _ in range(3)]
+    for old in writers[:2]:
+        with pytest.raises(RefusedError) as caught:
+            old.commit()
+        assert code(caught) == "replaced"
+        old.close()
+    writers[2].write([DATA])
+    writers[2].commit()
+    with pytest.raises(ValueError, match="closed"):
+        writers[2].write([b"x"])
+    assert store.path(DIGEST).read_bytes() == DATA

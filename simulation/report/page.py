@@ -171,6 +171,7 @@ def _context(record: RunRecord, lines: Sequence[Curve], rows: Sequence[Compariso
         "more_galleries": galleries[_GALLERIES_SHOWN:] if len(record.institutions) > FEW else (),
         "rounds": round_rows(record),
         "any_score": any(record.headline_metric.name in part.evaluation for part in asked),
+        "any_alone": any(finite(table.values()) for table in record.local_only.values()),
         "any_loss": any(math.isfinite(part.metrics.get("loss", math.nan)) for part in asked),
         "config": tuple(wording.flat(record.config)),
         "started": wording.moment(record.started),

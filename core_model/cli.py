@@ -39,9 +39,6 @@ def init(
         Path | None, typer.Option("--tables", help="In its place: JSON with the tables model, task and training.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Draws the parameters.")] = 0,
-    allow: Annotated[
-        list[str] | None, typer.Option("--allow", help="A Python entry point (module:function) that may be imported.")
-    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Build version 0 of a model and write it as a checkpoint file."""
@@ -49,8 +46,7 @@ def init(
 
     learning = _learning(config, tables)
     # Whoever types this command runs their own configuration: what it names is what they asked for.
-    allowed = learning.entry_points() | frozenset(allow or ())
-    manifest = initial_checkpoint(learning, seed, out, allow=allowed)
+    manifest = initial_checkpoint(learning, seed, out, allow=learning.entry_points())
     facts = {
         "file": str(out),
         "size": len(manifest.header()) + 4 * manifest.dimension,

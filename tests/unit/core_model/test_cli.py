@@ -82,3 +82,14 @@ def test_prepare(tmp_path, monkeypatch):
     assert isinstance(error, DataError) and "apt-get install" in error.hint
     assert "Did you mean emoji?" in fails(data_app, "prepare", "emojis").hint
     assert "emoji, fashion-mnist, digits" in fails(data_app, "prepare", "weather").hint
+
+
+def test_init_runs_the_code_that_its_own_configuration_names(tmp_path):
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        '[model]\nkind = "custom"\nfactory = "examples.bring_your_own.sensors:model"\noptions = { hidden = 2 }\n'
+        '[task]\nkind = "custom"\nloss = "examples.bring_your_own.sensors:loss"\n'
+    )
+    made = json.loads(run(app, "init", "--config", path, "--out", tmp_path / "m", "--json").stdout)
+    # A GRU of 2 units on 1 input, and a linear layer of 2 to 1.
+    assert made["dimension"] == 3 * 2 * (1 + 2) + 2 * 3 * 2 + 2 + 1

@@ -244,25 +244,31 @@ def test_the_reserve_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_plainly(store: BlobStore) -> None:
-    """/dev/full gives the kernel's own ENOSPC."""
-    (store.folder / f"{DIGEST.hex()}.part").symlink_to("/dev/full")
-    with pytest.raises((ResourceError, DataError)) as caught:
-        store.open_writer(DIGEST, len(DATA)).write([DATA])
-    assert caught.value.code in ("disk-full", "data")
-    with (
-        pytest.raises(ResourceError) as full,
-        disk_errors(store.folder / "x"),
-        open("/dev/full", "wb", buffering=0) as file,
-    ):
-        file.write(b"x")
-    assert full.value.code == "disk-full"
-    assert str(store.folder) in full.value.message
+def test_a_disk_that_gets_full_in_the_middle(store: BlobStore) -> None:
+    """/dev/full gives the kernel's own ENOSPC; what was written before stays and can be gone on with."""
+    writer = store.open_writer(DIGEST, len(DATA))
+    writer.write([DATA[:1000]])
+    assert writer._descriptor is not None
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._descriptor)
+    os.close(full)
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        writer.write([DATA[1000:]])
+    assert caught.value.code == "disk-full"
+    assert str(store.folder) in caught.value.message
+    with pytest.raises(ValueError, match="closed"):
+        writer.write([DATA[1000:]])
+    assert store.received(DIGEST) == 1000
+    again = store.open_writer(DIGEST, len(DATA), 1000)
+    again.write([DATA[1000:]])
+    assert again.commit().read_bytes() == DATA
 
 
 def test_other_failures_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Input/output"), disk_errors(tmp_path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(ResourceError, match="disk is full"), disk_errors(tmp_path):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match="file"):
         BlobStore(tmp_path / "file")

@@ -197,6 +197,9 @@ class Hub:
             _log.warning("%s said nothing for %.0f s; it is taken for gone", name, self.lease_s)
             text = f"no sign of life for {self.lease_s:.0f} s"
             actions += self._carry(self.machine.gone(name, "vanished", text, now_s), now_s)
+            # It may only have been busy: where its stream still stands, it is told to begin again.
+            lapsed = RefusedError("lease-lapsed", f"{name} said nothing for {self.lease_s:.0f} s", "Connect again.")
+            actions += [Send(name, messages.rejection(lapsed)), Close(name)]
         return actions + self._carry(self.machine.tick(now_s), now_s) + self._lease_wake()
 
     def stop(self, now_s: float) -> list[Action]:

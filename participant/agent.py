@@ -76,13 +76,20 @@ class Finished:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reconnect:
+    """End this connection and begin another: the coordinator has lost sight of us."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Stop:
     """Leave the federation: the coordinator, or this site's policy, says no."""
 
     error: RefusedError
 
 
-Action = Say | Prepare | Fetch | Work | Push | Abandon | Finished | Stop
+Action = Say | Prepare | Fetch | Work | Push | Abandon | Finished | Reconnect | Stop
 
 
 class Agent:
@@ -108,6 +115,7 @@ class Agent:
 
     def connected(self) -> list[Action]:
         """A stream is open."""
+        self._stage = self._stage if self._active is not None else "idle"
         check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, software=self._software)
         return [Say(pb.FromParticipant(check_in=check_in))]
 
@@ -125,6 +133,8 @@ class Agent:
             return self._welcome(message.welcome)
         if body == "rejection":
             said = message.rejection
+            if said.code == "lease-lapsed":
+                return [Reconnect(said.message)]
             return [Stop(RefusedError(said.code, said.message, said.hint))]
         if body == "task":
             return self._task(message.task)

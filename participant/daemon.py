@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import grpc
 
-from participant.agent import Abandon, Action, Agent, Fetch, Finished, Prepare, Push, Say, Stop, Work
+from participant.agent import Abandon, Action, Agent, Fetch, Finished, Prepare, Push, Reconnect, Say, Work
 from participant.site import Site
 from participant.store import ParticipantStore
 from participant.work import Workbench
@@ -39,6 +39,7 @@ _log = logging.getLogger("fedloom.participant")
 _EOF: Final[Any] = vars(grpc.aio)["EOF"]  # missing from the stubs
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 15.0
+_LONGEST_SILENCE_S: Final = 5.0
 _RENEWAL_CHECK_S: Final = 3_600.0
 _RENEWAL_TIMEOUT_S: Final = 20.0
 
@@ -171,7 +172,8 @@ class Daemon:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._agent.lease_s / 4)
+            # The lease is known only after the welcome, and may be short.
+            await asyncio.sleep(min(_LONGEST_SILENCE_S, self._agent.lease_s / 4))
             self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
 
     async def _renew(self, channel: grpc.aio.Channel) -> None:
@@ -224,12 +226,10 @@ class Daemon:
                 _log.info("run %s is over (%s); version %d is final", action.run_id, action.reason, action.version)
                 if self._once and not self._end.done():
                     self._end.set_result(action)
-            else:
-                self._fail(action)
-
-    def _fail(self, stop: Stop) -> None:
-        if not self._end.done():
-            self._end.set_exception(stop.error)
+            elif isinstance(action, Reconnect):
+                self._reconnect(action.reason)
+            elif not self._end.done():
+                self._end.set_exception(action.error)
 
     async def _prepare(self, action: Prepare) -> None:
         try:
@@ -249,7 +249,7 @@ class Daemon:
             if not self._blobs.has(job.base_digest):
                 await download(self._blob_stub, job.base_digest, job.base_size, self._blobs, progress=self._note)
         except UnreachableError as error:
-            self._reconnect(error)
+            self._reconnect(error.message)
         except FedloomError as error:
             self._perform(self._agent.failed(job, error))
         else:
@@ -279,7 +279,7 @@ class Daemon:
                     raise RefusedError("update-missing", "the update's file is gone from this site's disk")
                 await upload(self._blob_stub, self._blobs.path(action.digest), action.digest, progress=self._note)
             except UnreachableError as error:
-                self._reconnect(error)
+                self._reconnect(error.message)
             except ResourceError as error:
                 _log.warning("the coordinator can't take the update now: %s; trying again", error.message)
                 await asyncio.sleep(wait_s)
@@ -292,9 +292,9 @@ class Daemon:
                 self._perform(self._agent.pushed(action.task_id))
             return
 
-    def _reconnect(self, error: UnreachableError) -> None:
-        """A transfer failed for good: begin again with a new connection, where all that is owed is asked for again."""
-        _log.warning("%s", error.message)
+    def _reconnect(self, reason: str) -> None:
+        """Begin again with a new connection, where all that is owed is asked for again."""
+        _log.warning("%s; connecting again", reason)
         self._broken.set()
 
     def _note(self, done: int, total: int) -> None:

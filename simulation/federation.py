@@ -20,7 +20,7 @@ from coordinator.hub import Check, Close, Hub, Merge, Send
 from coordinator.planning import make_plan, next_run_id, run_records
 from coordinator.rounds import Round, RunState
 from coordinator.store import Invitation, Member, MemberState, Store, open_store
-from participant.agent import Abandon, Agent, Fetch, Finished, Prepare, Push, Say, Work
+from participant.agent import Abandon, Agent, Fetch, Finished, Prepare, Push, Reconnect, Say, Work
 from participant.agent import Action as AgentAction
 from participant.store import ParticipantStore
 from participant.work import Job, Outcome, Prepared
@@ -85,6 +85,8 @@ class _Participant:
                 self._push(action)
             elif isinstance(action, Abandon):
                 self._abandoned.add(action.task_id)
+            elif isinstance(action, Reconnect):
+                self.perform(self.agent.connected())
             elif not isinstance(action, Finished):
                 raise action.error
 
@@ -190,8 +192,7 @@ class Federation:
 
     def _complaints(self) -> str:
         current = self.hub.machine.state.open_round()
-        seats = current.seats.items() if current else ()
-        return " ".join(f"{name}: {seat.message}." for name, seat in seats if seat.message)
+        return " ".join(current.complaints[-_ATTEMPTS:]) if current else ""
 
     def close(self) -> None:
         """Close the stores."""

@@ -39,7 +39,11 @@ class Seat:
 
 @dataclasses.dataclass(kw_only=True)
 class Round:
-    """A round and everyone's seat in it. ``version`` is what it committed, None while open or for scoring rounds."""
+    """A round and everyone's seat in it.
+
+    ``version`` is what it committed, None while open or for scoring rounds. ``complaints`` are the messages of refused
+    and declined attempts, also of those that a later attempt replaced.
+    """
 
     number: int
     purpose: Purpose
@@ -49,6 +53,7 @@ class Round:
     closes_s: float
     seats: dict[str, Seat]
     sealed: bool = False
+    complaints: list[str] = dataclasses.field(default_factory=list)
     version: int | None = None
     digest: str = ""
     closed_s: float | None = None
@@ -134,6 +139,8 @@ def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | Particip
         raise ValueError(f"{fact.participant} has no open seat in round {current.number}")
     if isinstance(fact, ParticipantExcused):
         seat.outcome, seat.code, seat.message = fact.outcome, fact.code, fact.message
+        if fact.outcome in ("refused", "declined"):
+            current.complaints.append(fact.message)
         return
     seat.outcome, seat.examples, seat.evaluation = "done", fact.examples, dict(fact.evaluation)
     if isinstance(fact, UpdateAccepted):

@@ -55,10 +55,10 @@ class SessionService(session_pb2_grpc.SessionServicer):
                 yield message
             failure = reader.exception() if reader.done() and not reader.cancelled() else None
             if isinstance(failure, DecodeError):
-                error = RefusedError(
+                malformed = RefusedError(
                     "message-malformed", f"{peer} sent bytes that are no message of this protocol", _SAME_RELEASE
                 )
-                await refuse(context, daemon.store, peer, error)
+                await refuse(context, daemon.store, peer, malformed)
             if isinstance(failure, FedloomError):
                 await abort(context, failure)
             if isinstance(failure, Exception) and not isinstance(failure, grpc.aio.BaseError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         TrainingError,
         UserCodeError,
     )
-    from core_model.gallery import GalleryRow, gallery
+    from core_model._gallery import GalleryRow, gallery
     from core_model.initial import initial_checkpoint
     from core_model.manifest import Manifest, difference, flatten, load
     from core_model.seeds import derive
@@ -31,7 +31,7 @@ _HOME = {
     "CoreModelError": "errors",
     "DataError": "errors",
     "Evaluation": "tasks",
-    "GalleryRow": "gallery",
+    "GalleryRow": "_gallery",
     "LearningConfig": "config",
     "LearningConfigError": "errors",
     "LearningTask": "tasks",
@@ -46,7 +46,7 @@ _HOME = {
     "derive": "seeds",
     "difference": "manifest",
     "flatten": "manifest",
-    "gallery": "gallery",
+    "gallery": "_gallery",
     "initial_checkpoint": "initial",
     "load": "manifest",
     "make_task": "tasks",

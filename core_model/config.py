@@ -67,8 +67,8 @@ class TaskConfig(_Table):
         temperature: Start of the learnt temperature of the contrastive loss.
         image_image: Weight of the contrastive loss between two views of the same picture; 0 leaves it out.
         augment: Strength of the random changes to pictures in training, in [0, 1]; 0 leaves them as they are.
-        outlines: Share of training pictures shown as line drawings, in [0, 1]: shapes then count for more than colours,
-            which helps where institutions differ in style.
+        outlines: For "retrieval": share of training pictures shown as line drawings, in [0, 1]. Shapes then count for
+            more than colours, which helps where institutions differ in style.
         label_smoothing: For "classification": probability mass spread over all classes.
         loss: For kind "custom": ``module:function`` taking (model, batch), returning a scalar tensor or
             (tensor, dictionary of metrics).

@@ -13,7 +13,7 @@ from core_model.config import LearningConfig
 from core_model.data.examples import DataSource, Examples
 from core_model.encoder import MultimodalEncoder
 from core_model.errors import DataError
-from core_model.modalities import augment, hash_captions, outline, to_float
+from core_model.modalities import augment, hash_captions, to_float
 from core_model.tasks.base import Evaluation, LearningTask, index_batches, seeded_build
 
 Batch = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor]
@@ -52,8 +52,7 @@ class ClassificationTask(LearningTask):
         for index in index_batches(len(self._train), self._config.training.batch_size, seed, steps):
             images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(index)))
             if images is not None:
-                task = self._config.task
-                images = augment(outline(images, task.outlines, generator), task.augment, generator)
+                images = augment(images, self._config.task.augment, generator)
             yield images, hashed, labels
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:

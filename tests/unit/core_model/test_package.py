@@ -1,5 +1,6 @@
 """The package's face: exact exports, and no framework loaded before it is needed."""
 
+import importlib
 import subprocess
 import sys
 
@@ -13,6 +14,13 @@ def test_every_export_resolves_to_its_own_name():
         assert getattr(core_model, name) is not None, name
     assert sorted(core_model.__all__, key=str.lower) == sorted(core_model._HOME, key=str.lower)
     assert set(core_model.__all__) <= set(dir(core_model))
+
+
+def test_no_submodule_hides_an_export():
+    for name, home in core_model._HOME.items():
+        assert name != home
+        importlib.import_module(f"core_model.{home}")
+        assert getattr(core_model, name) is getattr(sys.modules[f"core_model.{home}"], name), name
 
 
 def test_an_unknown_name_is_an_attribute_error():

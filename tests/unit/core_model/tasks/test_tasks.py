@@ -20,7 +20,11 @@ from core_model.tasks.base import index_batches
 
 SMALL = {"image_size": 8, "width": 16, "heads": 2, "depth": 1, "embedding": 8, "text_buckets": 64, "text_tokens": 4}
 DIGITS = LearningConfig.model_validate(
-    {"model": {**SMALL, "classes": 10}, "task": {"kind": "classification"}, "training": {"batch_size": 32}}
+    {
+        "model": {**SMALL, "classes": 10},
+        "task": {"kind": "classification", "augment": 0},
+        "training": {"batch_size": 32},
+    }
 )
 RETRIEVAL = LearningConfig.model_validate({"model": SMALL, "training": {"batch_size": 8}})
 CUSTOM = LearningConfig.model_validate(

@@ -1,4 +1,7 @@
-"""Retrieval for a person to look at: a caption, and the pictures that a model finds for it."""
+"""Retrieval for a person to look at: a caption, and the pictures that a model finds for it.
+
+The module's name differs from the function's: ``core_model.gallery`` is the function, whatever was imported before.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core_model._gallery import GalleryRow, gallery
     from core_model.checkpoint import read_manifest, read_vector, write_checkpoint
     from core_model.config import LearningConfig, ModelConfig, TaskConfig, TrainingConfig
     from core_model.errors import (
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         TrainingError,
         UserCodeError,
     )
-    from core_model._gallery import GalleryRow, gallery
     from core_model.initial import initial_checkpoint
     from core_model.manifest import Manifest, difference, flatten, load
     from core_model.seeds import derive

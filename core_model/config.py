@@ -77,8 +77,8 @@ class TaskConfig(_Table):
     kind: Literal["retrieval", "classification", "custom"] = "retrieval"
     temperature: float = pydantic.Field(default=0.07, ge=0.005, le=1.0)
     image_image: float = pydantic.Field(default=0.0, ge=0.0, le=10.0)
-    augment: float = pydantic.Field(default=0.1, ge=0.0, le=1.0)
-    outlines: float = pydantic.Field(default=0.2, ge=0.0, le=1.0)
+    augment: float = pydantic.Field(default=0.2, ge=0.0, le=1.0)
+    outlines: float = pydantic.Field(default=0.3, ge=0.0, le=1.0)
     label_smoothing: float = pydantic.Field(default=0.0, ge=0.0, lt=1.0)
     loss: EntryPoint | None = None
 
@@ -110,7 +110,7 @@ class TrainingConfig(_Table):
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = pydantic.Field(default=3e-3, gt=0.0, le=100.0)
+    learning_rate: float = pydantic.Field(default=4e-3, gt=0.0, le=100.0)
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: int = pydantic.Field(default=10, ge=0, le=1_000_000)
     local_steps: int = pydantic.Field(default=20, ge=1, le=1_000_000)

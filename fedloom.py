@@ -9,6 +9,7 @@ a configuration and to have the first model made.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An error that carries a ``code`` and a ``hint`` (every error that a user can cause does) is printed as two lines, or
     as JSON where ``--json`` was given; anything else is a defect of ours and keeps its traceback.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says about handshakes, we say better
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = _root.main(args=arguments, prog_name="fedloom", standalone_mode=False, obj=_Learning())

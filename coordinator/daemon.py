@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Final, TypeVar
 
 from coordinator.aggregation import merge_blobs
 from coordinator.hub import Action, Check, Close, Hub, Merge, Send, Wake
 from coordinator.store import Store
 from protos import session_pb2 as pb
-from wire import BlobStore, FedloomError, RefusedError, check_update
+from wire import BlobStore, FedloomError, RefusedError, ResourceError, check_update
 
 _log = logging.getLogger("fedloom.coordinator")
 
@@ -25,19 +25,25 @@ _RETRY_S: Final = 15.0
 _OUTBOX: Final = 256
 
 
+_T = TypeVar("_T")
+
+
 class Outbox:
-    """The messages waiting for one participant's stream; None ends the stream."""
+    """The messages waiting for one participant's stream."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[pb.FromCoordinator | None] = asyncio.Queue(_OUTBOX)
+        self._queue: asyncio.Queue[pb.FromCoordinator | None] = asyncio.Queue()
 
-    def put(self, message: pb.FromCoordinator | None) -> bool:
+    def put(self, message: pb.FromCoordinator) -> bool:
         """Append a message; False if the peer doesn't keep up."""
-        try:
-            self._queue.put_nowait(message)
-        except asyncio.QueueFull:
+        if self._queue.qsize() >= _OUTBOX:
             return False
+        self._queue.put_nowait(message)
         return True
+
+    def end(self) -> None:
+        """End the stream behind what was put."""
+        self._queue.put_nowait(None)
 
     async def get(self) -> pb.FromCoordinator | None:
         """The next message, or None for the end."""
@@ -89,7 +95,7 @@ class Daemon:
         if self._timer is not None:
             self._timer.cancel()
         for outbox in list(self._outboxes.values()):
-            outbox.put(None)
+            outbox.end()
         for task in list(self._work):
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
@@ -103,7 +109,7 @@ class Daemon:
             text = f"{peer} opened another stream; this one ends"
             hint = "Is the same participant running twice?"
             older.put(pb.FromCoordinator(rejection=pb.Rejection(code="replaced", message=text, hint=hint)))
-            older.put(None)
+            older.end()
         outbox = self._outboxes[peer] = Outbox()
         return outbox
 
@@ -132,7 +138,7 @@ class Daemon:
             if isinstance(action, Send):
                 self._send(action.peer, action.message)
             elif isinstance(action, Close):
-                self._send(action.peer, None)
+                self._end(action.peer)
             elif isinstance(action, Wake):
                 self._wake_at(action.at_s)
             elif isinstance(action, Check):
@@ -141,11 +147,16 @@ class Daemon:
                 self._spawn(self._merge(action))
         self._notify()
 
-    def _send(self, peer: str, message: pb.FromCoordinator | None) -> None:
+    def _send(self, peer: str, message: pb.FromCoordinator) -> None:
         outbox = self._outboxes.get(peer)
         if outbox is not None and not outbox.put(message):
-            _log.warning("%s doesn't read its messages; its stream is dropped", peer)
-            del self._outboxes[peer]
+            _log.warning("%s doesn't read its messages; its stream is ended", peer)
+            self._end(peer)
+
+    def _end(self, peer: str) -> None:
+        outbox = self._outboxes.get(peer)
+        if outbox is not None:
+            outbox.end()
 
     def _wake_at(self, at_s: float) -> None:
         if at_s >= self._timer_at:
@@ -167,38 +178,47 @@ class Daemon:
 
     async def _check(self, check: Check) -> None:
         assert self.hub is not None
-        digest = bytes.fromhex(check.contribution.digest)
+        hub, digest = self.hub, bytes.fromhex(check.contribution.digest)
         refusal: RefusedError | None = None
         try:
             if not self.blobs.has(digest):
                 raise RefusedError("update-missing", f"{check.peer} announced an update that it hasn't uploaded")
             path = self.blobs.path(digest)
-            await asyncio.to_thread(check_update, path, self.hub.plan.initial.dimension)
+            await asyncio.to_thread(check_update, path, hub.plan.initial.dimension)
         except RefusedError as error:
             refusal = error
-        self.perform(self.hub.checked(check, refusal, time.time()))
+        await self._insist(lambda: self._decide(lambda: hub.checked(check, refusal, time.time())))
 
     async def _merge(self, action: Merge) -> None:
         assert self.hub is not None
         hub = self.hub
+        order = action.order
+        started = time.perf_counter()
+        merged = await self._insist(lambda: asyncio.to_thread(merge_blobs, self.blobs, hub.plan, order, action.base))
+        digest = merged.digest.hex()
+        await self._insist(
+            lambda: self._decide(lambda: hub.merged(order, digest, merged.size, merged.state, time.time()))
+        )
+        _log.info(
+            "round %d: merged %d updates into version %d in %.3f s",
+            order.round,
+            len(order.contributions),
+            hub.machine.state.version,
+            time.perf_counter() - started,
+        )
+        self._collect_garbage()
+
+    async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Do it, and again after a while as long as this machine lacks something (a full disk): nothing is given up."""
         while True:
             try:
-                started = time.perf_counter()
-                merged = await asyncio.to_thread(merge_blobs, self.blobs, hub.plan, action.order, action.base)
-                self.perform(hub.merged(action.order, merged.digest.hex(), merged.size, merged.state, time.time()))
-            except FedloomError as error:
+                return await work()
+            except ResourceError as error:
                 self._say(error)
                 await asyncio.sleep(_RETRY_S)
-                continue
-            _log.info(
-                "round %d: merged %d updates into version %d in %.3f s",
-                action.order.round,
-                len(action.order.contributions),
-                hub.machine.state.version,
-                time.perf_counter() - started,
-            )
-            self._collect_garbage()
-            return
+
+    async def _decide(self, decision: Callable[[], list[Action]]) -> None:
+        self.perform(decision())
 
     def _say(self, error: FedloomError) -> None:
         """Something is wrong with this machine: say it, keep going."""

@@ -16,7 +16,7 @@ import grpc
 from coordinator.daemon import Daemon
 from coordinator.hub import Hub
 from coordinator.planning import make_plan, next_run_id, run_records, same_run
-from coordinator.services import ControlService, EnrolmentService, SessionService
+from coordinator.services import ControlService, EnrolmentService, NamedErrors, SessionService
 from coordinator.services.blob_policy import HubPolicy
 from coordinator.store import Run, open_store
 from protos import blobs_pb2_grpc, control_pb2_grpc, enrolment_pb2_grpc, session_pb2_grpc
@@ -86,6 +86,7 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
             settings.enrolment_port,
             enrolment_credentials(own),
             lambda server: enrolment_pb2_grpc.add_EnrolmentServicer_to_server(newcomers, server),
+            interceptors=[NamedErrors(store)],
         )
         stack.push_async_callback(enrolment.stop, _GRACE_S)
         control = ControlService(
@@ -100,7 +101,9 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
             blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(blobs, HubPolicy(daemon)), server)
             control_pb2_grpc.add_ControlServicer_to_server(control, server)
 
-        session = await serve(settings.host, settings.port, server_credentials(own), register)
+        session = await serve(
+            settings.host, settings.port, server_credentials(own), register, interceptors=[NamedErrors(store)]
+        )
         stack.push_async_callback(session.stop, _GRACE_S)
         session_address.set_result(join_address(settings.public_host, session.port))
         (state / ADDRESS).write_text(join_address(_reachable(settings.host), session.port) + "\n", encoding="utf-8")

@@ -139,7 +139,8 @@ class Daemon:
         try:
             while True:
                 await asyncio.wait({reading, broken, self._end}, return_when=asyncio.FIRST_COMPLETED)
-                if self._end.done() or broken.done():
+                # gRPC reports a call that it gave up by itself as cancelled.
+                if self._end.done() or broken.done() or reading.cancelled():
                     return
                 message = await reading
                 if message is _EOF:

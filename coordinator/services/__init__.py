@@ -2,6 +2,7 @@
 
 from coordinator.services.control import ControlService
 from coordinator.services.enrolment import EnrolmentService
+from coordinator.services.refusals import NamedErrors
 from coordinator.services.session import SessionService
 
-__all__ = ["ControlService", "EnrolmentService", "SessionService"]
+__all__ = ["ControlService", "EnrolmentService", "NamedErrors", "SessionService"]

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from coordinator.store import MemberState, Store
-from wire import Identity, RefusedError, Role, abort, peer_identity, same_key
+from wire import Identity, RefusedError, Role, peer_identity, same_key
 
 
 def member_of(context: grpc.aio.ServicerContext[Any, Any], store: Store) -> str:
@@ -58,9 +58,3 @@ def operator_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
             "Run this on the coordinator's machine, with the operator's certificate from its state folder.",
         )
     return identity.name
-
-
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], store: Store, peer: str, error: RefusedError) -> None:
-    """Count a refusal and end the call with it."""
-    store.count_refusal(error.code, peer)
-    await abort(context, error)

@@ -14,11 +14,11 @@ import grpc
 
 from coordinator import status
 from coordinator.daemon import Daemon
-from coordinator.services.access import operator_of, refuse
+from coordinator.services.access import operator_of
 from coordinator.store import Invitation
 from protos import control_pb2 as pb
 from protos import control_pb2_grpc, session_pb2
-from wire import ConfigError, FederationCA, FedloomError, RefusedError, Token, abort, check_name, fingerprint
+from wire import ConfigError, FederationCA, RefusedError, Token, check_name, fingerprint
 
 _log = logging.getLogger("fedloom.coordinator")
 
@@ -40,14 +40,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def GetStatus(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Status:
         """The present state."""
-        await self._operator(context)
+        operator_of(context)
         return self._status()
 
     async def Watch(
         self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.Status]:
         """The present state, and again whenever it changed."""
-        await self._operator(context)
+        operator_of(context)
         while True:
             yield self._status()
             await asyncio.sleep(_LEAST_S)
@@ -55,17 +55,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Invite(self, request: pb.InviteRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.InviteReply:
         """One-time tokens."""
-        await self._operator(context)
+        operator_of(context)
         ttl_s = request.ttl_s or self._ttl_s
-        try:
-            if not request.names:
-                raise ConfigError("no name was given", "Say whom to invite: fedloom coordinator invite hospital-a.")
-            if not 0 < ttl_s <= _MAX_TTL_S:
-                raise ConfigError(f"a token can't be valid for {ttl_s:.0f} s", "Choose up to 30 days.")
-            for name in request.names:
-                check_name(name, "participant")
-        except FedloomError as error:
-            await abort(context, error)
+        if not request.names:
+            raise ConfigError("no name was given", "Say whom to invite: fedloom coordinator invite hospital-a.")
+        if not 0 < ttl_s <= _MAX_TTL_S:
+            raise ConfigError(f"a token can't be valid for {ttl_s:.0f} s", "Choose up to 30 days.")
+        for name in request.names:
+            check_name(name, "participant")
         return pb.InviteReply(invitations=[self._invite(name, ttl_s) for name in request.names])
 
     def _invite(self, name: str, ttl_s: float) -> pb.Invitation:
@@ -80,16 +77,15 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.RevokeReply:
         """Shut a participant out, now."""
-        await self._operator(context)
+        operator_of(context)
         daemon = self._daemon
         was_connected = daemon.connected(request.name)
         if not daemon.store.revoke(request.name, request.reason, time.time()):
-            error = RefusedError(
+            raise RefusedError(
                 "participant-unknown",
                 f"{request.name[:63]!r} is not in the roster",
                 "See the names with: fedloom coordinator status.",
             )
-            await abort(context, error)
         _log.warning("revoked %s: %s", request.name, request.reason)
         if daemon.hub is not None:
             daemon.perform(daemon.hub.revoked(request.name, request.reason, time.time()))
@@ -97,31 +93,23 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Export(self, request: pb.ExportRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ExportReply:
         """Where a version of the model is."""
-        await self._operator(context)
+        operator_of(context)
         hub = await self._daemon.opened()
         wanted = 0 if request.initial else request.version or None
         checkpoint = hub.store.checkpoint(hub.plan.run_id, wanted)
         if checkpoint is None or not self._daemon.blobs.has(checkpoint.digest):
             last = hub.machine.state.version
-            error = RefusedError(
+            raise RefusedError(
                 "blob-unknown",
                 f"version {wanted} of run {hub.plan.run_id} isn't here",
                 f"The last committed version is {last}.",
             )
-            await abort(context, error)
-        assert checkpoint is not None
         return pb.ExportReply(
             run_id=hub.plan.run_id,
             version=checkpoint.version,
             model=session_pb2.Blob(digest=checkpoint.digest, size=checkpoint.size),
             plan=hub.plan.canonical(),
         )
-
-    async def _operator(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        try:
-            operator_of(context)
-        except RefusedError as error:
-            await refuse(context, self._daemon.store, "operator", error)
 
     def _status(self) -> pb.Status:
         daemon = self._daemon

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from coordinator.services.access import admitted, refuse
+from coordinator.services.access import admitted
 from coordinator.store import Member, MemberState, Store
 from protos import enrolment_pb2 as pb
 from protos import enrolment_pb2_grpc
@@ -37,8 +37,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
         try:
             certificate = self._enrol(request)
         except RefusedError as error:
-            _log.warning("refused to enrol %.63r: %s", request.name, error.message)
-            await refuse(context, self._store, request.name[:63] or "unknown", error)
+            _log.warning("refused to enrol %.63r: %s: %s", request.name, error.code, error.message)
             raise
         _log.info("enrolled %s", request.name)
         return pb.EnrolReply(

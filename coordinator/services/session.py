@@ -12,13 +12,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from coordinator.daemon import Daemon
-from coordinator.services.access import member_of, refuse
+from coordinator.services.access import member_of
 from protos import session_pb2 as pb
 from protos import session_pb2_grpc
-from wire import FederationCA, FedloomError, Identity, RefusedError, Role, abort, csr_has_key_of
+from wire import FederationCA, Identity, RefusedError, Role, csr_has_key_of
 
 _log = logging.getLogger("fedloom.coordinator")
-_SAME_RELEASE = "Install the same release of fedloom on both sides."
 
 
 class SessionService(session_pb2_grpc.SessionServicer):
@@ -34,33 +33,21 @@ class SessionService(session_pb2_grpc.SessionServicer):
     ) -> AsyncIterator[pb.FromCoordinator]:
         """Pass messages both ways until either side ends the stream."""
         daemon = self._daemon
-        try:
-            peer = member_of(context, daemon.store)
-        except RefusedError as error:
-            await refuse(context, daemon.store, _peer_name(context), error)
-            return
+        peer = member_of(context, daemon.store)
         outbox = daemon.attach(peer)
         _log.info("%s connected from %s", peer, context.peer())
         reader = asyncio.create_task(self._read(peer, request_iterator))
+        reader.add_done_callback(lambda _: outbox.end())
         try:
-            while True:
-                next_message = asyncio.create_task(outbox.get())
-                await asyncio.wait({next_message, reader}, return_when=asyncio.FIRST_COMPLETED)
-                if reader.done() and not next_message.done():
-                    next_message.cancel()
-                    break
-                message = await next_message
-                if message is None:
-                    break
+            while (message := await outbox.get()) is not None:
                 yield message
             failure = reader.exception() if reader.done() and not reader.cancelled() else None
             if isinstance(failure, DecodeError):
-                malformed = RefusedError(
-                    "message-malformed", f"{peer} sent bytes that are no message of this protocol", _SAME_RELEASE
+                raise RefusedError(
+                    "message-malformed",
+                    f"{peer} sent bytes that are no message of this protocol",
+                    "Install the same release of fedloom on both sides.",
                 )
-                await refuse(context, daemon.store, peer, malformed)
-            if isinstance(failure, FedloomError):
-                await abort(context, failure)
             if isinstance(failure, Exception) and not isinstance(failure, grpc.aio.BaseError):
                 raise failure
         finally:
@@ -77,25 +64,16 @@ class SessionService(session_pb2_grpc.SessionServicer):
     async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.RenewReply:
         """A new certificate for the enrolled key."""
         store = self._daemon.store
-        try:
-            peer = member_of(context, store)
-            member = store.member(peer)
-            assert member is not None
-            if not csr_has_key_of(request.csr_pem, member.certificate_pem):
-                raise RefusedError(
-                    "csr-invalid",
-                    f"{peer} asked to renew its certificate for another key",
-                    "A new key needs a new token: fedloom coordinator invite NAME.",
-                )
-            certificate = self._ca.sign_csr(request.csr_pem, peer, Role.PARTICIPANT, self._certificate_days)
-            store.renew(peer, certificate, Identity.parse(certificate).serial)
-        except RefusedError as error:
-            await refuse(context, store, _peer_name(context), error)
-            raise
+        peer = member_of(context, store)
+        member = store.member(peer)
+        assert member is not None
+        if not csr_has_key_of(request.csr_pem, member.certificate_pem):
+            raise RefusedError(
+                "csr-invalid",
+                f"{peer} asked to renew its certificate for another key",
+                "A new key needs a new token: fedloom coordinator invite NAME.",
+            )
+        certificate = self._ca.sign_csr(request.csr_pem, peer, Role.PARTICIPANT, self._certificate_days)
+        store.renew(peer, certificate, Identity.parse(certificate).serial)
         _log.info("renewed the certificate of %s", peer)
         return pb.RenewReply(certificate_pem=certificate)
-
-
-def _peer_name(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    names = context.auth_context().get("x509_common_name", ())
-    return next((name.decode("utf-8", "replace")[:63] for name in names), "unknown")

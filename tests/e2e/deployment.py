@@ -42,7 +42,7 @@ batch_size = 16
 
 [rounds]
 count = {rounds}
-min_participants = {participants}
+min_participants = {min_participants}
 min_updates = {min_updates}
 deadline_s = {deadline_s}
 seed = 11
@@ -63,6 +63,7 @@ def configuration(
     steps: int = 4,
     lease_s: float = 20.0,
     deadline_s: float = 90.0,
+    min_participants: int | None = None,
     min_updates: int | None = None,
 ) -> Path:
     """A small classification federation on scikit-learn's digits."""
@@ -71,7 +72,7 @@ def configuration(
     path = folder / "federation.toml"
     path.write_text(
         CONFIG.format(
-            participants=participants,
+            min_participants=min_participants or participants,
             rounds=rounds,
             steps=steps,
             lease_s=lease_s,

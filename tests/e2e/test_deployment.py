@@ -107,7 +107,7 @@ def test_a_coordinator_killed_at_any_moment_goes_on_from_its_log(tmp_path: Path)
 
 
 def test_a_revoked_participant_is_shut_out_by_name_and_the_others_go_on(tmp_path: Path) -> None:
-    config = configuration(tmp_path, participants=3, rounds=2, steps=150, min_updates=2)
+    config = configuration(tmp_path, participants=3, rounds=2, steps=400, min_participants=2, min_updates=2)
     with Deployment(tmp_path, config) as federation:
         federation.start_coordinator()
         names = SITES[:3]

@@ -3,7 +3,7 @@
 isort:skip_file
 Content-addressed blobs: chunked, resumable, bounded before a byte is stored.
 
-A blob's name is the SHA-256 of its content. A chunk holds at most 1 MiB. The server checks size and entitlement from
+A blob's name is the SHA-256 of its content. A chunk holds at most 2 MiB. The server checks size and entitlement from
 the header, before it allocates; it checks the digest when the last byte is there, and only then does the blob exist.
 """
 
@@ -147,7 +147,7 @@ class BlobChunk(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """at most 1 MiB"""
+    """at most 2 MiB"""
     def __init__(
         self,
         *,

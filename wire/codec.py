@@ -21,7 +21,7 @@ MAX_HEADER_BYTES: Final = 16 << 20
 """Of a checkpoint's JSON header."""
 
 _LENGTH_BYTES = 8
-_SLICE_FLOATS = 1 << 18  # 1 MiB of float32 at a time
+_SLICE_FLOATS = 1 << 16  # 256 KiB of float32 at a time: they stay in the cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def read_header(path: Path) -> CheckpointHeader:
 
 
 def check_update(path: Path, dimension: int) -> None:
-    """Refuse an update that isn't ``dimension`` finite numbers. Reads the file in slices of 1 MiB.
+    """Refuse an update that isn't ``dimension`` finite numbers. Reads the file in slices of 256 KiB.
 
     Args:
         path: Of the update blob.
@@ -173,9 +173,10 @@ def check_update(path: Path, dimension: int) -> None:
 
 
 def _check_finite(part: np.ndarray[Any, np.dtype[np.float32]], start: int) -> None:
-    finite = np.isfinite(part)
-    if finite.all():
+    # NaN passes through a minimum and infinity through one of the two: two reads in cache and no array of flags.
+    if np.isfinite(part.min()) and np.isfinite(part.max()):
         return
+    finite = np.isfinite(part)
     first = int(np.argmin(finite))
     raise RefusedError(
         "update-not-finite",

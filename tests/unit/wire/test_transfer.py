@@ -39,7 +39,7 @@ from wire import (
 )
 from wire.transfer import CHUNK_BYTES
 
-DATA = os.urandom((11 << 20) + 12_345)
+DATA = os.urandom(9 * CHUNK_BYTES + 12_345)
 DIGEST = hashlib.sha256(DATA).digest()
 OTHER = hashlib.sha256(b"other").digest()
 

@@ -6,6 +6,9 @@ The local step is trivial (``benchmarks.trivial``). A round's time is the coordi
 commit of the new version, with all that a real round does (download, train, write, upload, check, merge, sync,
 commit).
 
+Where flwr is installed, Flower's rounds are measured beside ours (``benchmarks.flower_peer``; without TLS, and under
+--quick the smaller model only) and the ratio is stated.
+
 Bytes of a round of d parameters and n participants: 4 d n down, 4 d n up over TLS; SHA-256 over each on either side;
 the merge reads 4 d (n + 1) and writes and syncs 4 d.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -23,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import flower_peer
 from benchmarks.report import Report, Row
 
 _SITES: Final = ["site-a", "site-b", "site-c", "site-d"]
@@ -30,6 +35,9 @@ _WARM: Final = 2
 
 # parameters, rounds in a full run, rounds in a quick one, seconds aimed at
 _CASES: Final = [(100_000, 40, 12, 0.08), (10_000_000, 12, 6, 1.0)]
+
+# Parameters above which Flower's rounds don't fit into a quick run.
+_FLOWER_QUICK: Final = 1_000_000
 
 # `../docs/benchmarks` names the run of Flower that these figures come from; they are quoted where flwr isn't measured
 # beside us.
@@ -180,6 +188,23 @@ def _help_s() -> float:
     return statistics.median(times)
 
 
+def _flower(parameters: int, quick: bool) -> Row | None:
+    """Flower's round, NaN where it couldn't be measured; None where flwr isn't installed."""
+    version = flower_peer.version()
+    if version is None:
+        return None
+    case = f"flwr {version}, {flower_peer.NODES} participants, {parameters:,} float32, no TLS"
+    seconds: list[float] = []
+    if quick and parameters > _FLOWER_QUICK:
+        case += " (full run only)"
+    elif quick:
+        seconds = flower_peer.rounds(parameters, 1, warm=0, limit_s=20.0)
+    else:
+        seconds = flower_peer.rounds(parameters, 3)
+    value = statistics.median(seconds) if seconds else math.nan
+    return Row(case=case, metric="round, median", value=value, unit="s", better="lower")
+
+
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,16 +217,24 @@ def main() -> None:
         measured = federation(parameters, quick if arguments.quick else full)
         case = f"4 participants, {parameters:,} float32, mutual TLS"
         model = 4 * parameters
+        ours = statistics.median(measured["seconds"])
+        flower = _flower(parameters, arguments.quick)
+        against: dict[str, Any] = {}
+        if flower is not None and math.isfinite(flower.value):
+            against = {"peer": f"flwr {flower_peer.version()}", "ratio": flower.value / ours}
         report.add(
             Row(
                 case=case,
                 metric="round, median",
-                value=statistics.median(measured["seconds"]),
+                value=ours,
                 unit="s",
                 better="lower",
                 target=target,
+                **against,
             )
         )
+        if flower is not None:
+            report.add(flower)
         report.add(Row(case=case, metric="round, slowest", value=max(measured["seconds"]), unit="s", better="lower"))
         report.add(
             Row(

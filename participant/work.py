@@ -113,7 +113,7 @@ class Workbench:
                 cancelled=cancelled,
             )
         content = result.update.data.cast("B")
-        with blobs.writer() as writer:
+        with blobs.writer(content.nbytes) as writer:
             writer.write(content)
             digest = writer.commit(sync=False)  # a lost update is trained again; only the journal must be on the disk
         return Outcome(

@@ -368,8 +368,16 @@ class BlobStore:
         writer._open(offset)
         return writer
 
-    def writer(self) -> BlobWriter:
-        """Make a blob here; its digest is known at the end."""
+    def writer(self, size: int = 0) -> BlobWriter:
+        """For a blob made here, whose digest is known only when it is written.
+
+        Args:
+            size: Bytes that it will have, to find out before the first one whether there is room; 0 where unknown.
+
+        Raises:
+            ResourceError: ``disk-full``.
+        """
+        self.check_room(size)
         return BlobWriter(self, self.folder / f"local-{os.getpid()}-{secrets.token_hex(8)}.part")
 
     def put_file(self, path: Path, *, sync: bool = True) -> BlobRef:
@@ -381,8 +389,9 @@ class BlobStore:
         """
         with disk_errors(path):
             source = path.open("rb", buffering=0)
+            expected = path.stat().st_size
         size = 0
-        with source, self.writer() as target:
+        with source, self.writer(expected) as target:
             buffer = memoryview(bytearray(COPY_BYTES))
             while True:
                 with disk_errors(path):

@@ -118,8 +118,8 @@ def merge(job: MergeJob, blobs: BlobStore, *, slice_size: int = SLICE) -> MergeR
             names=[item.participant for item in updates],
             weights=weights,
         )
-        checkpoint = stack.enter_context(blobs.writer())
-        vectors = [stack.enter_context(blobs.writer()) for _ in job.optimizer.state_names]
+        checkpoint = stack.enter_context(blobs.writer(header.size))
+        vectors = [stack.enter_context(blobs.writer(ITEM * header.dimension)) for _ in job.optimizer.state_names]
         checkpoint.write(_header_bytes(job.base, header))
         _run(inputs, job.optimizer, header.dimension, [checkpoint, *vectors], slice_size)
         # The checkpoint last: where it exists, all of the merge does.

@@ -1,0 +1,120 @@
+"""The operator's view: message, table, lines and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from coordinator import display, status
+from coordinator.rounds import BeginMerge
+from coordinator.store import Invitation, Member, MemberState
+from protos import control_pb2 as pb
+from tests.unit.coordinator.test_hub import Bench
+from wire import FederationCA, Role
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    made = Bench(tmp_path)
+    ca = FederationCA.create("bench")
+    for name in ("a", "b"):
+        secret_hash = name.encode() * 32
+        certificate = ca.issue_client(name, Role.PARTICIPANT, 1.0).certificate_pem
+        made.store.invite(Invitation(name=name, secret_hash=secret_hash, expires_s=9e9))
+        member = Member(name=name, state=MemberState.ENROLLED, certificate_pem=certificate)
+        assert made.store.enrol(member, secret_hash, 1.0)
+    made.store.invite(Invitation(name="c", secret_hash=b"c" * 32, expires_s=9e9))
+    return made
+
+
+def view(bench: Bench) -> pb.Status:
+    return status.view(bench.hub, bench.hub.machine.waiting_for(), bench.now)
+
+
+def states(shown: pb.Status) -> dict[str, str]:
+    return {item.name: item.state for item in shown.participants}
+
+
+def test_it_follows_participants_from_invited_to_done(bench: Bench) -> None:
+    assert states(view(bench)) == {"a": "away", "b": "away", "c": "invited"}
+    bench.check_in("a")
+    assert states(view(bench))["a"] == "preparing"
+    bench.ready("a")
+    bench.ready("b")
+    assert view(bench).state == "training"
+    bench.accept("a", "bench-1/1.1/a")
+    shown = view(bench)
+    assert states(shown)["a"] == "done"
+    assert shown.message == "Round 1 waits for b."
+    bench.hub.disconnected("b", 1.0)
+    assert states(view(bench))["b"] == "away"
+
+
+def test_a_round_shows_outcomes_and_the_weighted_loss(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.accept("a", "bench-1/1.1/a")
+    merge = bench.accept("b", "bench-1/1.1/b")[-1]
+    assert view(bench).state == "merging"
+    order: BeginMerge = merge.order  # type: ignore[attr-defined]
+    bench.hub.merged(order, "ef" * 32, 84, (), 5.0)
+    shown = view(bench)
+    assert (shown.version, shown.round, shown.rounds) == (1, 2, 2)
+    first = shown.history[0]
+    assert (first.version, first.weighted_loss, first.seconds) == (1, 0.5, 5.0)
+    assert {seat.name: seat.outcome for seat in first.participants} == {"a": "merged", "b": "merged"}
+    assert math.isnan(shown.history[1].weighted_loss)
+
+
+def test_refusals_are_added_up_by_code(bench: Bench) -> None:
+    bench.store.count_refusal("quota", "a")
+    bench.store.count_refusal("quota", "b")
+    assert dict(view(bench).refusals) == {"quota": 2}
+
+
+def test_json_has_hex_digests_and_no_nan(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    body = json.loads(json.dumps(display.as_dict(view(bench)), allow_nan=False))
+    assert body["model"]["digest"] == "ab" * 32
+    assert body["history"][0]["weighted_loss"] is None
+    assert body["round"] == 1
+
+
+def test_the_table_names_everyone(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.store.count_refusal("quota", "a")
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - closed with the test
+    console.print(display.render(view(bench)))
+    console.file.close()
+    text = console.export_text()
+    assert "bench-1" in text
+    assert "Round 1 waits for a, b." in text
+    assert "quota 2" not in text
+    assert "quota 1" in text
+    assert "invited" in text
+
+
+def test_outside_a_terminal_a_line_is_printed_for_each_change(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    with display.Follower(as_json=False) as follower:
+        follower.update(view(bench))
+        follower.update(view(bench))
+        bench.ready("a")
+        follower.update(view(bench))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "waiting: version 0 of 2. Waiting for participants: 0 of at least 2 are ready.",
+        "waiting: version 0 of 2. Waiting for participants: 1 of at least 2 are ready.",
+    ]
+
+
+def test_before_there_is_a_run_the_roster_is_shown() -> None:
+    members = [Member(name="a", state=MemberState.ENROLLED), Member(name="b", state=MemberState.INVITED)]
+    shown = status.preparing("bench", "preparing", members)
+    assert states(shown) == {"a": "away", "b": "invited"}
+    assert shown.state == "preparing"

@@ -1,0 +1,75 @@
+"""A site's folder."""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from participant.site import CONFIG, IDENTITY, Site, SiteConfig
+from wire import ConfigError, FederationCA, RefusedError, Role, make_csr
+
+
+@pytest.fixture
+def ca() -> FederationCA:
+    return FederationCA.create("demo")
+
+
+@pytest.fixture
+def site(tmp_path: Path, ca: FederationCA) -> Site:
+    config = SiteConfig(
+        session_address="localhost:1",
+        enrolment_address="localhost:2",
+        data='folder:/data/"odd" \\name',
+        allow=("mine.models:make", "mine.models:loss"),
+    )
+    made = Site(tmp_path / "home", config, ca.issue_client("hospital-a", Role.PARTICIPANT, 90.0))
+    made.save()
+    return made
+
+
+def test_it_is_read_back_as_it_was_written(site: Site) -> None:
+    assert Site.load(site.folder) == site
+    assert (site.name, site.federation) == ("hospital-a", "demo")
+    assert tomllib.loads((site.folder / CONFIG).read_text())["allow"] == list(site.config.allow)
+    assert (site.folder / IDENTITY / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_nobody_joined_from_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no federation was joined") as failure:
+        Site.load(tmp_path)
+    assert "participant join" in failure.value.hint
+
+
+def test_a_mistake_in_the_sites_file_is_named(site: Site) -> None:
+    path = site.folder / CONFIG
+    path.write_text(path.read_text().replace("allow =", "alow ="))
+    with pytest.raises(ConfigError, match="did you mean 'allow'"):
+        Site.load(site.folder)
+
+
+def test_a_control_character_in_the_data_source_is_refused(site: Site, tmp_path: Path) -> None:
+    config = site.config.model_copy(update={"data": "a\nb = 1"})
+    with pytest.raises(ConfigError, match="control character"):
+        Site(tmp_path / "other", config, site.credentials).save()
+
+
+def test_a_certificate_is_renewed_after_two_thirds_of_its_life(site: Site) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    assert not site.renewal_due(now + datetime.timedelta(days=59))
+    assert site.renewal_due(now + datetime.timedelta(days=61))
+
+
+def test_a_renewed_certificate_is_kept_and_a_strangers_is_not(site: Site, ca: FederationCA) -> None:
+    csr = make_csr(site.credentials.key_pem, "hospital-a")
+    renewed = site.renewed(ca.sign_csr(csr, "hospital-a", Role.PARTICIPANT, 180.0))
+    assert Site.load(site.folder) == renewed
+    for stranger in (
+        ca.issue_client("hospital-a", Role.PARTICIPANT, 1.0).certificate_pem,
+        ca.sign_csr(csr, "hospital-b", Role.PARTICIPANT, 1.0),
+    ):
+        with pytest.raises(RefusedError, match="another certificate"):
+            site.renewed(stranger)
+    assert Site.load(site.folder) == renewed

@@ -95,6 +95,38 @@ def translate(path: Path, error: BaseException) -> FedloomError | None:
     return None
 
 
+def open_at(path: Path, head: str, migrations: Path) -> sqlalchemy.Engine:
+    """Open a database, make it if it isn't there, and bring it to a schema.
+
+    Args:
+        path: The SQLite file; its folder must exist.
+        head: The newest revision. A database that has it is opened without loading the migration library.
+        migrations: As for :func:`migrate`.
+
+    Raises:
+        ConfigError: The file can't be opened, or was written by a newer version of the software.
+        DataError: The file isn't a database or is damaged.
+        ResourceError: The disk is full, or another process holds the database.
+    """
+    engine = open_sqlite(path)
+    try:
+        if _revision(engine) != head:
+            migrate(engine, migrations)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _revision(engine: sqlalchemy.Engine) -> str | None:
+    """The schema's revision by one query; None for an empty database."""
+    with engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+        try:
+            return connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
+        except sqlalchemy.exc.OperationalError:
+            return None
+
+
 def migrate(engine: sqlalchemy.Engine, script_location: Path) -> None:
     """Bring a database to the newest schema; one transaction.
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from participant.store import schema
 from participant.store.records import TaskRecord, TaskState
 from participant.store.schema import plans, tasks
-from wire.database import READ_ONLY, migrate, open_sqlite
+from wire.database import READ_ONLY, open_at
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
@@ -83,13 +83,7 @@ class ParticipantStore:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._engine = open_sqlite(path)
-        try:
-            if self._revision() != schema.HEAD:
-                migrate(self._engine, MIGRATIONS)
-        except BaseException:
-            self._engine.dispose()
-            raise
+        self._engine = open_at(path, schema.HEAD, MIGRATIONS)
 
     def pin_plan(self, run_id: str, plan_hash: bytes) -> bool:
         """Bind a run to the plan first seen for it; False if it is bound to another."""
@@ -267,14 +261,6 @@ class ParticipantStore:
     def _records(self, statement: sa.Select[Any]) -> list[TaskRecord]:
         with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
             return [_record(row) for row in connection.execute(statement)]
-
-    def _revision(self) -> str | None:
-        """The schema's revision by one query, without the migration library; None for an empty database."""
-        with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
-            try:
-                return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-            except sa.exc.OperationalError:
-                return None
 
 
 def _row(connection: sa.Connection, task_id: str) -> sa.Row[Any]:

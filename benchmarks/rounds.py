@@ -33,14 +33,16 @@ from benchmarks.report import Report, Row
 _SITES: Final = ["site-a", "site-b", "site-c", "site-d"]
 _WARM: Final = 2
 
-# parameters, rounds in a full run, rounds in a quick one, seconds aimed at
-_CASES: Final = [(100_000, 40, 12, 0.08), (10_000_000, 12, 6, 1.0)]
+# parameters, rounds in a full run, rounds in a quick one (0: left out), seconds aimed at
+_CASES: Final = [(100_000, 40, 12, 0.08), (10_000_000, 12, 6, 1.0), (100_000_000, 4, 0, None)]
 
 # Parameters above which Flower's rounds don't fit into a quick run.
 _FLOWER_QUICK: Final = 1_000_000
+_FLOWER_MOST: Final = 10_000_000
 
-# `../docs/benchmarks` names the run of Flower that these figures come from; they are quoted where flwr isn't measured
-# beside us.
+# A smaller model is nothing beside the interpreter itself.
+_LARGE: Final = 10_000_000
+
 _CONFIG: Final = """
 [federation]
 name = "bench"
@@ -189,9 +191,9 @@ def _help_s() -> float:
 
 
 def _flower(parameters: int, quick: bool) -> Row | None:
-    """Flower's round, NaN where it couldn't be measured; None where flwr isn't installed."""
+    """Flower's round, NaN where it couldn't be measured; None where flwr isn't installed or the model is too large."""
     version = flower_peer.version()
-    if version is None:
+    if version is None or parameters > _FLOWER_MOST:
         return None
     case = f"flwr {version}, {flower_peer.NODES} participants, {parameters:,} float32, no TLS"
     seconds: list[float] = []
@@ -214,55 +216,38 @@ def main() -> None:
     report = Report("rounds")
     report.add(Row(case="fedloom --help", metric="time", value=_help_s(), unit="s", better="lower", target=0.3))
     for parameters, full, quick, target in _CASES:
-        measured = federation(parameters, quick if arguments.quick else full)
-        case = f"4 participants, {parameters:,} float32, mutual TLS"
-        model = 4 * parameters
-        ours = statistics.median(measured["seconds"])
-        flower = _flower(parameters, arguments.quick)
-        against: dict[str, Any] = {}
-        if flower is not None and math.isfinite(flower.value):
-            against = {"peer": f"flwr {flower_peer.version()}", "ratio": flower.value / ours}
-        report.add(
-            Row(
-                case=case,
-                metric="round, median",
-                value=ours,
-                unit="s",
-                better="lower",
-                target=target,
-                **against,
-            )
-        )
-        if flower is not None:
-            report.add(flower)
-        report.add(Row(case=case, metric="round, slowest", value=max(measured["seconds"]), unit="s", better="lower"))
-        report.add(
-            Row(
-                case=case,
-                metric="coordinator listening",
-                value=measured["start_s"],
-                unit="s",
-                better="lower",
-                target=1.5,
-            )
-        )
-        memory = measured["coordinator_bytes"]
-        report.add(Row(case=case, metric="coordinator, peak memory", value=memory / 1e6, unit="MB", better="lower"))
-        if model >= 40_000_000:
-            report.add(
-                Row(
-                    case=case,
-                    metric="coordinator, peak memory / model",
-                    value=memory / model,
-                    unit="x",
-                    better="lower",
-                    target=3.0 + 100e6 / model,
-                )
-            )
-        report.add(
-            Row(case=case, metric="all processes, idle", value=measured["idle_bytes"] / 1e6, unit="MB", better="lower")
-        )
+        rounds = quick if arguments.quick else full
+        if rounds:
+            for row in _rows(parameters, rounds, target, quick=arguments.quick):
+                report.add(row)
     report.finish(arguments.json)
+
+
+def _rows(parameters: int, rounds: int, target: float | None, *, quick: bool) -> list[Row]:
+    """Measure one size of model."""
+    measured = federation(parameters, rounds)
+    case, model = f"4 participants, {parameters:,} float32, mutual TLS", 4 * parameters
+    ours, memory = statistics.median(measured["seconds"]), measured["coordinator_bytes"]
+
+    def row(metric: str, value: float, unit: str, aim: float | None = None, **more: Any) -> Row:
+        return Row(case=case, metric=metric, value=value, unit=unit, better="lower", target=aim, **more)
+
+    flower = _flower(parameters, quick)
+    against: dict[str, Any] = {}
+    if flower is not None and math.isfinite(flower.value):
+        against = {"peer": f"flwr {flower_peer.version()}", "ratio": flower.value / ours}
+    rows = [row("round, median", ours, "s", target, **against)]
+    if flower is not None:
+        rows.append(flower)
+    rows += [
+        row("round, slowest", max(measured["seconds"]), "s"),
+        row("coordinator listening", measured["start_s"], "s", 1.5),
+        row("coordinator, peak memory", memory / 1e6, "MB"),
+        row("all processes, idle", measured["idle_bytes"] / 1e6, "MB"),
+    ]
+    if parameters >= _LARGE:
+        rows.append(row("coordinator, peak memory / model", memory / model, "x", 3.0))
+    return rows
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _summary(record: Any, page: Path) -> None:
     from rich.table import Table
 
     metric = record.headline_metric
-    table = Table(box=None, pad_edge=False, header_style="dim", title=metric.label, title_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("institution", "federation", "alone"):
         table.add_column(column, justify="left" if column == "institution" else "right")
     for institution in record.institutions:
@@ -112,6 +112,7 @@ def _summary(record: Any, page: Path) -> None:
             _number(record.local_only.get(institution.name, {}).get(metric.name), metric.unit),
         )
     console = Console()
+    console.print(f"\n{metric.label[0].upper()}{metric.label[1:]}:", highlight=False)
     console.print(table)
     console.print(
         f"Final model {record.model.digest[:16]}…, version {record.model.version}, "

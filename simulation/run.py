@@ -30,7 +30,7 @@ REPORT: Final = "report.html"
 RECORD: Final = "result.json"
 MODEL: Final = "model.safetensors"
 
-_GALLERY: Final = 3
+_GALLERY: Final = 4
 _PACKAGES: Final = ("torch", "numpy", "grpcio", "protobuf", "cryptography")
 
 Watch = Callable[[Event], None]
@@ -151,6 +151,7 @@ def _record(
 ) -> report.RunRecord:
     plan = federation.plan
     final = state.rounds[-1]
+    metrics = _reported(alone, final)
     return report.RunRecord(
         title=f"Federation {plan.federation}",
         federation=plan.federation,
@@ -175,7 +176,8 @@ def _record(
         if final.purpose == "evaluate"
         else {},
         local_only=alone,
-        headline_metric=_headline(alone, final),
+        headline_metric=metrics[0],
+        other_metrics=tuple(metrics[1:]),
         gallery=tuple(gallery),
     )
 
@@ -199,17 +201,23 @@ def _round(item: Round) -> report.Round:
     )
 
 
-_HEADLINES: Final = (
-    report.Metric(name="missing_r_at_1", label="recall at 1 on pairs that only the others have seen"),
+# The first of these that a task reports is what its report is about; the others are shown below it.
+_METRICS: Final = (
+    report.Metric(name="missing_r_at_1", label="recall at 1 on pairs only the others have"),
     report.Metric(name="accuracy", label="accuracy"),
+    report.Metric(name="missing_r_at_10", label="recall at 10 on these"),
+    report.Metric(name="unseen_r_at_1", label="recall at 1 on concepts nobody has"),
+    report.Metric(name="unseen_r_at_10", label="recall at 10 on these"),
     report.Metric(name="loss", label="loss", better="lower", unit=""),
 )
 
 
-def _headline(alone: dict[str, dict[str, float]], final: Round) -> report.Metric:
-    """The most telling metric that this task reports."""
-    reported: set[str] = set().union(*alone.values(), *(seat.evaluation for seat in final.seats.values()))
-    return next((metric for metric in _HEADLINES if metric.name in reported), _HEADLINES[-1])
+def _reported(alone: dict[str, dict[str, float]], final: Round) -> list[report.Metric]:
+    """What this task reports, the most telling first; a task of the user's own has its loss at least."""
+    names: set[str] = set().union(*alone.values(), *(seat.evaluation for seat in final.seats.values()))
+    known = [metric for metric in _METRICS if metric.name in names]
+    others = sorted(names - {metric.name for metric in known})
+    return [*known, *(report.Metric(name=name, label=name, unit="") for name in others)] or [_METRICS[-1]]
 
 
 def _versions() -> dict[str, str]:

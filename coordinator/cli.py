@@ -187,6 +187,21 @@ def revoke(
 
 
 @app.command()
+def stop(config: _Config = _DEFAULT_CONFIG, state: _State = None, as_json: _Json = False) -> None:
+    """End the run now. Committed versions stay, the daemon goes on; a new run begins with: start --new-run."""
+    from protos import control_pb2 as pb
+
+    async def ask(stub: control_pb2_grpc.ControlAsyncStub) -> control_pb2.StopReply:
+        return await stub.Stop(pb.StopRequest())
+
+    reply = _call(config, state, ask)
+    if as_json:
+        _print({"run": reply.run_id, "version": reply.version})
+    else:
+        typer.echo(f"Run {reply.run_id} is stopped; version {reply.version} is final.")
+
+
+@app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="The file to write, in safetensors format.")],
     version: Annotated[int | None, typer.Option("--version", min=0, help="Which; the last if not given.")] = None,

@@ -150,7 +150,7 @@ class Daemon:
     def _send(self, peer: str, message: pb.FromCoordinator) -> None:
         outbox = self._outboxes.get(peer)
         if outbox is not None and not outbox.put(message):
-            _log.warning("%s doesn't read its messages; its stream is ended", peer)
+            _log.warning("%s doesn't read its messages; its stream is ended", peer, extra={"participant": peer})
             self._end(peer)
 
     def _end(self, peer: str) -> None:
@@ -205,6 +205,7 @@ class Daemon:
             len(order.contributions),
             hub.machine.state.version,
             time.perf_counter() - started,
+            extra={"run": hub.plan.run_id, "round": order.round},
         )
         self._collect_garbage()
 

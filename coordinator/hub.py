@@ -194,7 +194,9 @@ class Hub:
         actions: list[Action] = []
         for name in [name for name, known in self.presence.items() if known.expires_s <= now_s]:
             del self.presence[name]
-            _log.warning("%s said nothing for %.0f s; it is taken for gone", name, self.lease_s)
+            _log.warning(
+                "%s said nothing for %.0f s; it is taken for gone", name, self.lease_s, extra={"participant": name}
+            )
             text = f"no sign of life for {self.lease_s:.0f} s"
             actions += self._carry(self.machine.gone(name, "vanished", text, now_s), now_s)
             # It may only have been busy: where its stream still stands, it is told to begin again.
@@ -250,8 +252,14 @@ class Hub:
 
     def count(self, error: RefusedError, peer: str) -> None:
         """Log a refusal and add it to the counts that ``fedloom coordinator status`` shows."""
-        _log.warning("refused %s: %s: %s", peer, error.code, error.message)
+        _log.warning("refused %s: %s: %s", peer, error.code, error.message, extra=self._facts(peer))
         self.store.count_refusal(error.code, peer)
+
+    def _facts(self, peer: str) -> dict[str, object]:
+        """What a line of the log is about."""
+        current = self.machine.state.open_round()
+        facts: dict[str, object] = {"run": self.plan.run_id, "participant": peer}
+        return {**facts, "round": current.number} if current else facts
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 
@@ -308,7 +316,8 @@ class Hub:
             return self._evaluation(peer, known, message.evaluation_ready, now_s)
         declined = message.declined
         error = RefusedError(declined.code[:64] or "policy", declined.message[:500] or "no reason given")
-        _log.warning("%s declined task %s: %s: %s", peer, declined.task_id, error.code, error.message)
+        text = "%s declined task %s: %s: %s"
+        _log.warning(text, peer, declined.task_id, error.code, error.message, extra=self._facts(peer))
         return self._carry(self.machine.rejected(peer, declined.task_id, "declined", error, now_s), now_s)
 
     def _update(self, peer: str, known: Presence, message: pb.UpdateReady, now_s: float) -> list[Action]:

@@ -21,6 +21,9 @@ _log = logging.getLogger("fedloom.participant")
 
 _WITH_RESULT: Final = frozenset({TaskState.TRAINED, TaskState.ANNOUNCED, TaskState.RECEIPTED})
 
+# Failures whose message can't hold a file's name or a record: all others stay in the site's log.
+_TELLABLE: Final = frozenset({"training", "disk-full", "blob-unknown", "blob-digest", "blob-size"})
+
 
 @dataclasses.dataclass(frozen=True)
 class Say:
@@ -178,13 +181,15 @@ class Agent:
         return self._deliver(record)
 
     def failed(self, job: Job, error: Exception) -> list[Action]:
-        """The job can't be done here: tell the coordinator why, with nothing of the data in it."""
+        """The job can't be done here: tell the coordinator the code, and no text that may speak of the data."""
         if job != self._active:
             return []
         self._settle(job.task_id, accepted=False, code="declined")
         code = str(getattr(error, "code", "failed"))
         _log.error("task %s failed: %s", job.task_id, error)
-        text = str(getattr(error, "message", f"the task failed with {type(error).__name__}; the site's log says more"))
+        text = f"the task failed with {type(error).__name__}; the site's log says more"
+        if code in _TELLABLE:
+            text = str(getattr(error, "message", text))
         return [_declined(job.task_id, code, text)]
 
     def pushed(self, task_id: str) -> list[Action]:

@@ -60,12 +60,12 @@ def run(
 ) -> None:
     """Connect to the coordinator and train when asked, until stopped (Ctrl-C) or, with --once, until the run ends."""
     from participant.site import Site
-    from wire import hold_folder, set_up_logging
+    from wire import about, hold_folder, set_up_logging
 
     folder = home.expanduser()
     site = Site.load(folder)
     set_up_logging(level="DEBUG" if verbose else "INFO", json_lines=as_json)
-    with hold_folder(folder, "participant"):
+    with hold_folder(folder, "participant"), about(participant=site.name):
         result = asyncio.run(_run(site, once=once))
     if result is not None:
         _print({"run": result.run_id, "version": result.version, "reason": result.reason}) if as_json else typer.echo(

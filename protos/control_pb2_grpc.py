@@ -54,6 +54,11 @@ class ControlStub:
                 request_serializer=protos_dot_control__pb2.RevokeRequest.SerializeToString,
                 response_deserializer=protos_dot_control__pb2.RevokeReply.FromString,
                 _registered_method=True)
+        self.Stop = channel.unary_unary(
+                '/fedloom.v1.Control/Stop',
+                request_serializer=protos_dot_control__pb2.StopRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.StopReply.FromString,
+                _registered_method=True)
         self.Export = channel.unary_unary(
                 '/fedloom.v1.Control/Export',
                 request_serializer=protos_dot_control__pb2.ExportRequest.SerializeToString,
@@ -89,6 +94,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Stop(self, request, context):
+        """End the run now; what is committed stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Export(self, request, context):
         """Where a version of the model is; its content is fetched with Blobs.Download.
         """
@@ -118,6 +130,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Revoke,
                     request_deserializer=protos_dot_control__pb2.RevokeRequest.FromString,
                     response_serializer=protos_dot_control__pb2.RevokeReply.SerializeToString,
+            ),
+            'Stop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stop,
+                    request_deserializer=protos_dot_control__pb2.StopRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.StopReply.SerializeToString,
             ),
             'Export': grpc.unary_unary_rpc_method_handler(
                     servicer.Export,
@@ -233,6 +250,33 @@ class Control:
             '/fedloom.v1.Control/Revoke',
             protos_dot_control__pb2.RevokeRequest.SerializeToString,
             protos_dot_control__pb2.RevokeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedloom.v1.Control/Stop',
+            protos_dot_control__pb2.StopRequest.SerializeToString,
+            protos_dot_control__pb2.StopReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class ControlStub:
     """The present status, then one Status whenever something changes (at most ten a second)."""
     Invite: _grpc.UnaryUnaryMultiCallable[_control_pb2.InviteRequest, _control_pb2.InviteReply]
     Revoke: _grpc.UnaryUnaryMultiCallable[_control_pb2.RevokeRequest, _control_pb2.RevokeReply]
+    Stop: _grpc.UnaryUnaryMultiCallable[_control_pb2.StopRequest, _control_pb2.StopReply]
+    """End the run now; what is committed stays."""
     Export: _grpc.UnaryUnaryMultiCallable[_control_pb2.ExportRequest, _control_pb2.ExportReply]
     """Where a version of the model is; its content is fetched with Blobs.Download."""
 
@@ -47,6 +49,8 @@ class ControlAsyncStub(ControlStub):
     """The present status, then one Status whenever something changes (at most ten a second)."""
     Invite: _aio.UnaryUnaryMultiCallable[_control_pb2.InviteRequest, _control_pb2.InviteReply]  # type: ignore[assignment]
     Revoke: _aio.UnaryUnaryMultiCallable[_control_pb2.RevokeRequest, _control_pb2.RevokeReply]  # type: ignore[assignment]
+    Stop: _aio.UnaryUnaryMultiCallable[_control_pb2.StopRequest, _control_pb2.StopReply]  # type: ignore[assignment]
+    """End the run now; what is committed stays."""
     Export: _aio.UnaryUnaryMultiCallable[_control_pb2.ExportRequest, _control_pb2.ExportReply]  # type: ignore[assignment]
     """Where a version of the model is; its content is fetched with Blobs.Download."""
 
@@ -79,6 +83,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.RevokeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RevokeReply, _abc.Awaitable[_control_pb2.RevokeReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Stop(
+        self,
+        request: _control_pb2.StopRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.StopReply, _abc.Awaitable[_control_pb2.StopReply]]:
+        """End the run now; what is committed stays."""
 
     @_abc_1.abstractmethod
     def Export(

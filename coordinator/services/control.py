@@ -72,7 +72,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             Invitation(name=name, secret_hash=hashlib.sha256(secret).digest(), expires_s=expires_s)
         )
         token = Token(name=name, address=self._enrolment_address, fingerprint=fingerprint(self._ca.pem), secret=secret)
-        _log.info("invited %s", name)
+        _log.info("invited %s", name, extra={"participant": name})
         return pb.Invitation(name=name, token=token.encode(), expires=status.rfc3339(expires_s))
 
     async def Revoke(self, request: pb.RevokeRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.RevokeReply:
@@ -86,10 +86,19 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 f"{request.name[:63]!r} is not in the roster",
                 "See the names with: fedloom coordinator status.",
             )
-        _log.warning("revoked %s: %s", request.name, request.reason)
+        _log.warning("revoked %s: %s", request.name, request.reason, extra={"participant": request.name})
         if daemon.hub is not None:
             daemon.perform(daemon.hub.revoked(request.name, request.reason, time.time()))
         return pb.RevokeReply(name=request.name, was_connected=was_connected)
+
+    async def Stop(self, request: pb.StopRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.StopReply:
+        """End the run now; what is committed stays."""
+        operator_of(context)
+        daemon = self._daemon
+        hub = await daemon.opened()
+        _log.warning("the operator stopped run %s", hub.plan.run_id, extra={"run": hub.plan.run_id})
+        daemon.perform(hub.stop(time.time()))
+        return pb.StopReply(run_id=hub.plan.run_id, version=hub.machine.state.version)
 
     async def Export(self, request: pb.ExportRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ExportReply:
         """Where a version of the model is."""

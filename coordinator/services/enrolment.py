@@ -39,7 +39,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServicer):
         except RefusedError as error:
             _log.warning("refused to enrol %.63r: %s: %s", request.name, error.code, error.message)
             raise
-        _log.info("enrolled %s", request.name)
+        _log.info("enrolled %s", request.name, extra={"participant": request.name})
         return pb.EnrolReply(
             federation=self._ca.federation,
             certificate_pem=certificate,

@@ -35,7 +35,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
         daemon = self._daemon
         peer = member_of(context, daemon.store)
         outbox = daemon.attach(peer)
-        _log.info("%s connected from %s", peer, context.peer())
+        _log.info("%s connected from %s", peer, context.peer(), extra={"participant": peer})
         reader = asyncio.create_task(self._read(peer, request_iterator))
         reader.add_done_callback(lambda _: outbox.end())
         try:
@@ -55,7 +55,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await reader
             daemon.detach(peer, outbox)
-            _log.info("%s disconnected", peer)
+            _log.info("%s disconnected", peer, extra={"participant": peer})
 
     async def _read(self, peer: str, request_iterator: Any) -> None:
         async for message in request_iterator:
@@ -75,5 +75,5 @@ class SessionService(session_pb2_grpc.SessionServicer):
             )
         certificate = self._ca.sign_csr(request.csr_pem, peer, Role.PARTICIPANT, self._certificate_days)
         store.renew(peer, certificate, Identity.parse(certificate).serial)
-        _log.info("renewed the certificate of %s", peer)
+        _log.info("renewed the certificate of %s", peer, extra={"participant": peer})
         return pb.RenewReply(certificate_pem=certificate)

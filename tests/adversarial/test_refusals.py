@@ -237,6 +237,18 @@ async def test_a_participant_may_not_play_the_operator_nor_the_operator_a_partic
         assert error_from(failure.value).code == "certificate-role"
 
 
+async def test_the_operator_can_end_a_run_and_everyone_is_told(live: Stage) -> None:
+    from protos import control_pb2
+
+    site = await live.site("a")
+    async with live.puppet(site) as puppet, live.operator() as control:
+        await puppet.ready()
+        reply = await control.Stop(control_pb2.StopRequest())
+        assert (reply.run_id, reply.version) == ("stage-1", 0)
+        assert (await puppet.hear("run_finished")).reason == "stopped"
+    assert (await live.status()).state == "finished"
+
+
 async def test_a_renewed_certificate_needs_the_enrolled_key(live: Stage) -> None:
     site = await live.site("a")
     async with connect(site.config.session_address, client_credentials(site.credentials), "stage") as channel:

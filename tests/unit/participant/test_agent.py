@@ -10,7 +10,7 @@ from participant.agent import Abandon, Agent, Fetch, Finished, Prepare, Push, Sa
 from participant.store import ParticipantStore, TaskState
 from participant.work import Outcome, Prepared
 from protos import session_pb2 as pb
-from wire import PROTOCOL_VERSION, DataError, InitialModel, RefusedError, RoundsSpec, RunPlan
+from wire import PROTOCOL_VERSION, DataError, InitialModel, RefusedError, ResourceError, RoundsSpec, RunPlan
 
 MANIFEST = b"m" * 32
 TASK = "bench-1/1.1/a"
@@ -193,12 +193,17 @@ def test_a_result_that_comes_after_a_cancellation_goes_nowhere(site: Site) -> No
 def test_a_failed_task_is_declined_with_the_reason_and_without_the_data(site: Site) -> None:
     site.ready()
     (fetch,) = site.agent.received(task())
-    (declined,) = said(site.agent.failed(fetch.job, DataError("the folder is gone", "put it back")), "declined")
-    assert (declined.task_id, declined.code, declined.message) == (TASK, "data", "the folder is gone")
+    full = ResourceError("no room for 3 bytes", code="disk-full")
+    (declined,) = said(site.agent.failed(fetch.job, full), "declined")
+    assert (declined.task_id, declined.code, declined.message) == (TASK, "disk-full", "no room for 3 bytes")
     (fetch,) = site.agent.received(task("bench-1/1.2/a", attempt=2))
     (declined,) = said(site.agent.failed(fetch.job, KeyError("patient-17")), "declined")
     assert "patient-17" not in declined.message
     assert "KeyError" in declined.message
+    (fetch,) = site.agent.received(task("bench-1/1.3/a", attempt=3))
+    (declined,) = said(site.agent.failed(fetch.job, DataError("patient-17.png is gone", "put it back")), "declined")
+    assert declined.code == "data"
+    assert "patient-17" not in declined.message
 
 
 def test_a_task_that_contradicts_the_journal_is_declined(site: Site) -> None:

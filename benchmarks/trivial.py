@@ -8,19 +8,22 @@ from torch.utils.data import Dataset
 
 
 class Trivial(nn.Module):
-    """Parameters without a purpose; the loss touches the first few, so that every update differs from zero.
+    """A head of four parameters that learns, so that every update differs from zero, and a body without a purpose.
+
+    The body gets no gradient: what a step costs would be counted as the federation's otherwise.
 
     Args:
-        parameters: How many float32 numbers, in one tensor.
+        parameters: How many float32 numbers in all, at least 5.
     """
 
     def __init__(self, parameters: int) -> None:
         super().__init__()
-        self.body = nn.Parameter(torch.linspace(-1.0, 1.0, parameters))
+        self.head = nn.Parameter(torch.linspace(-1.0, 1.0, 4))
+        self.body = nn.Parameter(torch.linspace(-1.0, 1.0, parameters - 4))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """Batch [n, 4] times the first four parameters: [n]."""
-        return batch @ self.body[: batch.shape[1]]
+        """Batch [n, 4] times the head: [n]."""
+        return batch @ self.head
 
 
 class Numbers(Dataset[torch.Tensor]):

@@ -6,8 +6,8 @@ The local step is trivial (``benchmarks.trivial``). A round's time is the coordi
 commit of the new version, with all that a real round does (download, train, write, upload, check, merge, sync,
 commit).
 
-Where flwr is installed, Flower's rounds are measured beside ours (``benchmarks.flower_peer``; without TLS, and under
---quick the smaller model only) and the ratio is stated.
+Where flwr is installed, a full run measures Flower's rounds beside ours (``benchmarks.flower_peer``, without TLS) and
+states the ratio. A quick run doesn't: three of Flower's rounds take longer than all of ours.
 
 Bytes of a round of d parameters and n participants: 4 d n down, 4 d n up over TLS; SHA-256 over each on either side;
 the merge reads 4 d (n + 1) and writes and syncs 4 d.
@@ -36,8 +36,7 @@ _WARM: Final = 2
 # parameters, rounds in a full run, rounds in a quick one (0: left out), seconds aimed at
 _CASES: Final = [(100_000, 40, 12, 0.08), (10_000_000, 12, 6, 1.0), (100_000_000, 4, 0, None)]
 
-# Parameters above which Flower's rounds don't fit into a quick run.
-_FLOWER_QUICK: Final = 1_000_000
+# Flower takes minutes for more.
 _FLOWER_MOST: Final = 10_000_000
 
 # A smaller model is nothing beside the interpreter itself.
@@ -190,19 +189,13 @@ def _help_s() -> float:
     return statistics.median(times)
 
 
-def _flower(parameters: int, quick: bool) -> Row | None:
+def _flower(parameters: int) -> Row | None:
     """Flower's round, NaN where it couldn't be measured; None where flwr isn't installed or the model is too large."""
     version = flower_peer.version()
     if version is None or parameters > _FLOWER_MOST:
         return None
     case = f"flwr {version}, {flower_peer.NODES} participants, {parameters:,} float32, no TLS"
-    seconds: list[float] = []
-    if quick and parameters > _FLOWER_QUICK:
-        case += " (full run only)"
-    elif quick:
-        seconds = flower_peer.rounds(parameters, 1, warm=0, limit_s=20.0)
-    else:
-        seconds = flower_peer.rounds(parameters, 3)
+    seconds = flower_peer.rounds(parameters, 3)
     value = statistics.median(seconds) if seconds else math.nan
     return Row(case=case, metric="round, median", value=value, unit="s", better="lower")
 
@@ -232,7 +225,7 @@ def _rows(parameters: int, rounds: int, target: float | None, *, quick: bool) ->
     def row(metric: str, value: float, unit: str, aim: float | None = None, **more: Any) -> Row:
         return Row(case=case, metric=metric, value=value, unit=unit, better="lower", target=aim, **more)
 
-    flower = _flower(parameters, quick)
+    flower = None if quick else _flower(parameters)
     against: dict[str, Any] = {}
     if flower is not None and math.isfinite(flower.value):
         against = {"peer": f"flwr {flower_peer.version()}", "ratio": flower.value / ours}

@@ -114,6 +114,7 @@ class Hub:
         self.presence: dict[str, Presence] = {}
         self._plan_bytes = plan.canonical()
         self._sequence = 0
+        self._versions: list[Checkpoint] = []
         self.machine = self._replay()
         # A participant with an open seat gets one lease's time to come back before it counts as gone.
         current = self.machine.state.open_round()
@@ -237,14 +238,13 @@ class Hub:
         Raises:
             RefusedError: "blob-unknown".
         """
-        if not any(digest == item.digest for item in self.store.checkpoints(self.plan.run_id)):
+        if not any(digest == item.digest for item in self._versions):
             raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
 
     def blobs_in_use(self) -> set[bytes]:
         """Digests that a restart may still need: the latest versions with their state, and the open round's updates."""
-        versions = self.store.checkpoints(self.plan.run_id)
-        keep = {item.digest for item in versions}
-        keep.update(*(item.state for item in versions[-1:]))
+        keep = {item.digest for item in self._versions}
+        keep.update(self._versions[-1].state)
         current = self.machine.state.open_round()
         if current is not None:
             keep.update(bytes.fromhex(seat.digest) for seat in current.seats.values() if seat.digest)
@@ -354,10 +354,10 @@ class Hub:
 
     def _replay(self) -> SynchronousRounds:
         state = RunState()
-        initial = self.store.checkpoint(self.plan.run_id, 0)
-        if initial is None:
+        self._versions = self.store.checkpoints(self.plan.run_id)
+        if not self._versions:
             raise ValueError(f"run {self.plan.run_id} has no initial model in the store")
-        state.digest, state.size = initial.digest.hex(), initial.size
+        state.digest, state.size = self._versions[0].digest.hex(), self._versions[0].size
         self._sequence = 0
         for row in self.store.transitions(self.plan.run_id):
             state.apply(from_row(row.kind, row.body))
@@ -383,11 +383,13 @@ class Hub:
                     self.machine.remember(name)
                 raise
             self._sequence += len(rows)
+            if checkpoint is not None:
+                self._versions.append(checkpoint)
         return [action for effect in decision.effects for action in self._actions(effect, now_s)]
 
     def _actions(self, effect: Effect, now_s: float) -> Iterable[Action]:
         if isinstance(effect, IssueTask):
-            base = self._checkpoint(effect.base_version)
+            base = self._versions[effect.base_version]
             blob = pb.Blob(digest=base.digest, size=base.size)
             yield Send(effect.participant, messages.task(effect, blob, now_s))
         elif isinstance(effect, SendReceipt):
@@ -403,13 +405,7 @@ class Hub:
         elif isinstance(effect, WakeAt):
             yield Wake(effect.at_s)
         else:
-            yield Merge(effect, self._checkpoint(effect.base_version))
-
-    def _checkpoint(self, version: int) -> Checkpoint:
-        checkpoint = self.store.checkpoint(self.plan.run_id, version)
-        if checkpoint is None:
-            raise ValueError(f"version {version} of run {self.plan.run_id} isn't in the store")
-        return checkpoint
+            yield Merge(effect, self._versions[effect.base_version])
 
     def _model(self) -> pb.Blob:
         return messages.blob(self.machine.state.digest, self.machine.state.size)

@@ -39,6 +39,7 @@ _log = logging.getLogger("fedloom.participant")
 _EOF: Final[Any] = vars(grpc.aio)["EOF"]  # missing from the stubs
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 15.0
+_JOURNAL_TASKS: Final = 10_000  # settled ones that are remembered
 _LONGEST_SILENCE_S: Final = 5.0
 _RENEWAL_CHECK_S: Final = 3_600.0
 _RENEWAL_TIMEOUT_S: Final = 20.0
@@ -61,6 +62,7 @@ class Daemon:
     """
 
     def __init__(self, site: Site, store: ParticipantStore, blobs: BlobStore, *, software: str) -> None:
+        store.prune(_JOURNAL_TASKS)
         self._site = site
         self._store = store
         self._blobs = blobs

@@ -235,13 +235,9 @@ class Daemon:
                 self._end.set_exception(action.error)
 
     async def _prepare(self, action: Prepare) -> None:
-        try:
-            prepared = await asyncio.to_thread(self._bench.prepare, action.plan.learning)
-        except Exception as error:
-            if not hasattr(error, "code"):
-                raise
-            self._end.set_exception(error)
-            return
+        # What goes wrong here (data that can't be read, a plan that the site doesn't allow) ends the daemon: see
+        # _finished.
+        prepared = await asyncio.to_thread(self._bench.prepare, action.plan.learning)
         self._perform(self._agent.prepared(prepared))
 
     async def _fetch(self, action: Fetch) -> None:

@@ -115,6 +115,7 @@ class Hub:
         self._plan_bytes = plan.canonical()
         self._sequence = 0
         self._versions: list[Checkpoint] = []
+        self._earlier: set[bytes] = set()
         self.machine = self._replay()
         # A participant with an open seat gets one lease's time to come back before it counts as gone.
         current = self.machine.state.open_round()
@@ -242,8 +243,8 @@ class Hub:
             raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
 
     def blobs_in_use(self) -> set[bytes]:
-        """Digests that a restart may still need: the latest versions with their state, and the open round's updates."""
-        keep = {item.digest for item in self._versions}
+        """Digests that are still needed: every version of every run, the last one's state, the open round's updates."""
+        keep = {item.digest for item in self._versions} | self._earlier
         keep.update(self._versions[-1].state)
         current = self.machine.state.open_round()
         if current is not None:
@@ -355,6 +356,8 @@ class Hub:
     def _replay(self) -> SynchronousRounds:
         state = RunState()
         self._versions = self.store.checkpoints(self.plan.run_id)
+        others = [run.run_id for run in self.store.runs() if run.run_id != self.plan.run_id]
+        self._earlier = {item.digest for run_id in others for item in self.store.checkpoints(run_id)}
         if not self._versions:
             raise ValueError(f"run {self.plan.run_id} has no initial model in the store")
         state.digest, state.size = self._versions[0].digest.hex(), self._versions[0].size

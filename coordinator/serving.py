@@ -127,7 +127,8 @@ async def open_run(
         ConfigError: the configuration has changed since the latest run began.
     """
     store, blobs, config = running.daemon.store, running.daemon.blobs, running.config
-    latest = store.latest_run()
+    runs = store.runs()
+    latest = runs[-1] if runs else None
     if latest is not None and not new_run:
         plan = _latest_plan(latest, config)
     else:

@@ -93,8 +93,8 @@ class Store(abc.ABC):
         """The run of that id, or None."""
 
     @abc.abstractmethod
-    def latest_run(self) -> Run | None:
-        """The run created last, or None."""
+    def runs(self) -> list[Run]:
+        """All runs in the order of their creation, whatever their clocks said."""
 
     @abc.abstractmethod
     def append(self, run_id: str, transitions: Sequence[Transition], checkpoint: Checkpoint | None = None) -> None:

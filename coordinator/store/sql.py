@@ -55,16 +55,18 @@ class SqlStore(Store):
 
     def run(self, run_id: str) -> Run | None:
         """See :meth:`Store.run`."""
-        return self._one_run(sa.select(schema.runs).where(schema.runs.c.run_id == run_id))
+        found = self._runs(sa.select(schema.runs).where(schema.runs.c.run_id == run_id))
+        return found[0] if found else None
 
-    def latest_run(self) -> Run | None:
-        """See :meth:`Store.latest_run`."""
-        return self._one_run(sa.select(schema.runs).order_by(schema.runs.c.number.desc()).limit(1))
+    def runs(self) -> list[Run]:
+        """See :meth:`Store.runs`."""
+        return self._runs(sa.select(schema.runs).order_by(schema.runs.c.number))
 
-    def _one_run(self, statement: sa.Select[Any]) -> Run | None:
-        for row in self._rows(statement):
-            return Run(run_id=row.run_id, plan=row.plan, plan_hash=row.plan_hash, created_s=row.created_s)
-        return None
+    def _runs(self, statement: sa.Select[Any]) -> list[Run]:
+        return [
+            Run(run_id=row.run_id, plan=row.plan, plan_hash=row.plan_hash, created_s=row.created_s)
+            for row in self._rows(statement)
+        ]
 
     def append(self, run_id: str, transitions: Sequence[Transition], checkpoint: Checkpoint | None = None) -> None:
         """See :meth:`Store.append`."""

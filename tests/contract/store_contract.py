@@ -63,7 +63,7 @@ class StoreContract(abc.ABC):
 
     def test_an_empty_store_knows_nothing(self, store: Store) -> None:
         assert store.run("run-1") is None
-        assert store.latest_run() is None
+        assert store.runs() == []
         assert store.checkpoint("run-1") is None
         assert store.checkpoint("run-1", 0) is None
         assert store.checkpoints("run-1") == []
@@ -80,12 +80,10 @@ class StoreContract(abc.ABC):
         assert store.checkpoint("run-1") == initial
         assert store.checkpoint("run-1", 0) == initial
 
-    def test_the_latest_run_is_the_one_created_last_whatever_its_clock_said(self, store: Store) -> None:
+    def test_runs_come_in_the_order_of_their_creation_whatever_their_clocks_said(self, store: Store) -> None:
         store.create_run(a_run("b", created_s=9.0), a_checkpoint(0, "b"))
         store.create_run(a_run("a", created_s=3.0), a_checkpoint(0, "a"))
-        latest = store.latest_run()
-        assert latest is not None
-        assert latest.run_id == "a"
+        assert [run.run_id for run in store.runs()] == ["b", "a"]
 
     def test_a_run_is_created_once(self, store: Store) -> None:
         store.create_run(a_run(), a_checkpoint(0))
@@ -283,7 +281,7 @@ class StoreContract(abc.ABC):
         first.close()
         first.close()
         second = self.open(location)
-        assert second.latest_run() == a_run()
+        assert second.runs() == [a_run()]
         assert list(second.transitions("run-1")) == [a_transition(1)]
         assert second.checkpoints("run-1") == [a_checkpoint(0), a_checkpoint(1, state=(OTHER,))]
         assert second.invitation("north", HASH) == an_invitation()

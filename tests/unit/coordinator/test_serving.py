@@ -46,6 +46,11 @@ async def test_the_first_start_makes_keys_and_the_second_keeps_them_and_the_run(
     assert plan.run_id == "stage-1"
 
 
+def _other(path: Path) -> Path:
+    save_file({"w": np.ones(5, dtype=np.float32)}, path)
+    return path
+
+
 def _never(path: Path) -> Path:
     raise AssertionError("a run that exists needs no new model")
 
@@ -53,8 +58,10 @@ def _never(path: Path) -> Path:
 async def test_a_new_run_is_numbered_and_starts_from_a_new_model(tmp_path: Path) -> None:
     config = settings(tmp_path)
     async with coordinator(config, tmp_path) as running:
-        await open_run(running, tmp_path, initial)
+        first = await open_run(running, tmp_path, _other)
         plan = await open_run(running, tmp_path, initial, new_run=True)
+        # An earlier run's models are kept.
+        assert running.daemon.blobs.has(bytes.fromhex(first.initial.digest))
     assert plan.run_id == "stage-2"
 
 
@@ -108,7 +115,7 @@ async def test_a_file_that_is_no_checkpoint_begins_no_run(tmp_path: Path) -> Non
         with pytest.raises(RefusedError, match="header") as failure:
             await open_run(running, tmp_path, garbage)
         assert failure.value.code == "manifest-mismatch"
-        assert running.daemon.store.latest_run() is None
+        assert running.daemon.store.runs() == []
 
 
 def test_operator_commands_need_a_coordinator_that_was_started(tmp_path: Path) -> None:

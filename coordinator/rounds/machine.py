@@ -327,7 +327,9 @@ class SynchronousRounds:
             if current.sealed or current.pending():
                 return
             if current.purpose == "train":
-                if not self._short(current):
+                if self._short(current):
+                    self._ask_idle(decision, current)
+                else:
                     self._record(decision, RoundSealed(round=current.number))
                     decision.effects.append(self._merge_order(current))
                 return
@@ -361,6 +363,14 @@ class SynchronousRounds:
         current = self.state.rounds[-1]
         decision.effects.extend(self._task(current, name) for name in cohort)
         decision.effects.append(WakeAt(at_s=fact.closes_s))
+
+    def _ask_idle(self, decision: Decision, current: Round) -> None:
+        """Too few updates will come: ask as many as are missing of those who are ready and weren't asked yet."""
+        idle = [name for name in sorted(self._available) if name not in current.seats]
+        missing = self.spec.min_updates - len(current.done())
+        if idle:
+            asked = sample(idle, missing, self.spec.seed, current.number)
+            self._extend(decision, current, asked, current.closes_s)
 
     def _extend(self, decision: Decision, current: Round, asked: Iterable[str], closes_s: float) -> None:
         fact = CohortExtended(round=current.number, asked=tuple(asked), closes_s=closes_s)

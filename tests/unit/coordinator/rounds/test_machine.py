@@ -263,6 +263,18 @@ def test_a_new_participant_fills_a_round_that_is_short() -> None:
     assert any(isinstance(effect, BeginMerge) for effect in bench.submit("c", 1).effects)
 
 
+def test_a_round_that_becomes_short_asks_those_who_are_idle_at_once_and_no_more_than_are_missing() -> None:
+    bench = Bench()
+    bench.available("a", "b")
+    bench.available("c", "d", at=1.0)
+    bench.submit("a", 1)
+    decision = bench.take(bench.machine.gone("b", "revoked", "", 5.0))
+    asked = tasks(decision)
+    assert len(asked) == 1
+    assert asked[0] in ("c", "d")
+    assert any(isinstance(effect, BeginMerge) for effect in bench.submit(asked[0], 1).effects)
+
+
 def test_stopping_ends_the_run_once() -> None:
     bench = Bench()
     bench.available("a", "b")

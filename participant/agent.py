@@ -159,6 +159,11 @@ class Agent:
         self._prepared = prepared
         return self._say_ready()
 
+    def interrupted(self, job: Job) -> None:
+        """The base version couldn't be fetched over this connection: the task is begun anew when it is asked again."""
+        if job == self._active:
+            self._active, self._stage = None, "idle"
+
     def fetched(self, job: Job) -> list[Action]:
         """The base version is on this machine."""
         if job != self._active:

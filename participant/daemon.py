@@ -189,6 +189,8 @@ class Daemon:
                     reply = await session_pb2_grpc.SessionStub(channel).Renew(request, timeout=_RENEWAL_TIMEOUT_S)
                     self._site = self._site.renewed(reply.certificate_pem)
                     _log.info("the certificate is renewed until %s", self._site.credentials.identity.expires.date())
+                except grpc.aio.UsageError:
+                    return
                 except grpc.aio.AioRpcError as error:
                     _log.warning("the certificate couldn't be renewed: %s", error_from(error).message)
                 except RefusedError as error:
@@ -247,8 +249,10 @@ class Daemon:
             self._collect_garbage(keep=job.base_digest)
             if not self._blobs.has(job.base_digest):
                 await download(self._blob_stub, job.base_digest, job.base_size, self._blobs, progress=self._note)
-        except UnreachableError as error:
-            self._reconnect(error.message)
+        except (UnreachableError, grpc.aio.UsageError) as error:
+            # A usage error is a call on the channel of a connection that has just ended.
+            self._agent.interrupted(job)
+            self._reconnect(str(error))
         except FedloomError as error:
             self._perform(self._agent.failed(job, error))
         else:
@@ -277,14 +281,16 @@ class Daemon:
                 if not self._blobs.has(action.digest):
                     raise RefusedError("update-missing", "the update's file is gone from this site's disk")
                 await upload(self._blob_stub, self._blobs.path(action.digest), action.digest, progress=self._note)
-            except UnreachableError as error:
-                self._reconnect(error.message)
+            except (UnreachableError, grpc.aio.UsageError) as error:
+                self._reconnect(str(error))
             except ResourceError as error:
                 _log.warning("the coordinator can't take the update now: %s; trying again", error.message)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LAST_RETRY_S)
                 continue
             except RefusedError as error:
+                if error.code == "replaced":  # by our own upload on a newer connection
+                    return
                 _log.warning("the update of %s can't be handed over: %s", action.task_id, error.message)
                 self._perform(self._agent.undeliverable(action.task_id, error))
             else:

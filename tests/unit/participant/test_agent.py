@@ -168,6 +168,14 @@ def test_asked_again_while_training_it_goes_on(site: Site) -> None:
     assert site.agent.received(task()) == []
 
 
+def test_a_download_that_broke_is_begun_anew_when_the_task_is_asked_again(site: Site) -> None:
+    site.ready()
+    (fetch,) = site.agent.received(task())
+    site.agent.interrupted(fetch.job)
+    (again,) = site.agent.received(task())
+    assert again == fetch
+
+
 def test_a_newer_task_replaces_the_one_in_hand(site: Site) -> None:
     site.ready()
     site.agent.received(task())

@@ -172,9 +172,16 @@ def check_update(path: Path, dimension: int) -> None:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
+def all_finite(values: np.ndarray[Any, np.dtype[np.float32]]) -> bool:
+    """Whether [m] holds no NaN and no infinity; m at least 1.
+
+    NaN passes through a minimum and infinity through one of the two: two reads in cache and no array of flags.
+    """
+    return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
+
+
 def _check_finite(part: np.ndarray[Any, np.dtype[np.float32]], start: int) -> None:
-    # NaN passes through a minimum and infinity through one of the two: two reads in cache and no array of flags.
-    if np.isfinite(part.min()) and np.isfinite(part.max()):
+    if all_finite(part):
         return
     finite = np.isfinite(part)
     first = int(np.argmin(finite))

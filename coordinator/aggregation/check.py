@@ -56,14 +56,6 @@ def read_update(file: VectorFile, start: int, out: NDArray[np.float32], particip
         raise _shape(participant, file.path.stat().st_size, file.size // ITEM) from error
 
 
-def all_finite(values: NDArray[np.float32]) -> bool:
-    """Whether [m] holds no NaN and no infinity; m at least 1.
-
-    NaN passes through a minimum and infinity through one of the two: two reads in cache and no array of flags.
-    """
-    return bool(np.isfinite(values.min()) and np.isfinite(values.max()))
-
-
 def not_finite(participant: str, start: int, part: NDArray[np.float32]) -> UpdateRefused:
     """The refusal for the first bad coordinate of a slice [m] that begins at ``start``."""
     first = int(np.argmin(np.isfinite(part)))

@@ -20,11 +20,12 @@ from typing import Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.aggregation.check import UpdateRefused, all_finite, not_finite, open_update, read_update
+from coordinator.aggregation.check import UpdateRefused, not_finite, open_update, read_update
 from coordinator.aggregation.files import ITEM, VectorFile
 from coordinator.aggregation.optimizer import ServerOptimizer
 from kernels.weighted_sum import weighted_sum
 from wire import BlobStore, BlobWriter, CheckpointHeader, DataError, RefusedError, read_header
+from wire.codec import all_finite
 
 # Coordinates in a slice: mean, two scratch rows, base and a row take 1 MiB together, which a level-2 cache holds.
 SLICE: Final = 1 << 15

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from coordinator.aggregation import UpdateRefused
-from coordinator.aggregation.check import all_finite, open_update, read_update
+from coordinator.aggregation.check import open_update, read_update
 from coordinator.aggregation.files import VectorFile
+from wire.codec import all_finite
 
 
 @pytest.fixture

@@ -14,6 +14,10 @@ class Relay:
         port: Where to.
         seen: Gets every byte of both directions.
         cut_after: Bytes in both directions after which the connections are cut, once.
+
+    Attributes:
+        cuts: How often it has cut.
+        passed: Bytes that came to it, in both directions.
     """
 
     def __init__(self, port: int, seen: bytearray | None = None, *, cut_after: int | None = None) -> None:
@@ -24,6 +28,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.cuts = 0
+        self.passed = 0
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -66,6 +71,7 @@ class Relay:
 
     def _count(self, length: int) -> bool:
         with self._lock:
+            self.passed += length
             if self._left is None:
                 return False
             self._left -= length

@@ -28,7 +28,14 @@ __version__ = "0.1.0"
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "simulate": ("simulation.cli:simulate_app", "Run a whole federation on this machine and write a report."),
     "init": ("simulation.cli:init_app", "Write a commented federation.toml."),
-    "coordinator": ("coordinator.cli:app", "Run the federation: start, invite, status, watch, export, revoke, stop."),
+    "coordinator": (
+        "coordinator.cli:app",
+        "Run the federation: start, invite, members, status, watch, export, revoke, stop.",
+    ),
+    "federation": (
+        "coordinator.federation_cli:app",
+        "Keep the federation root apart from the coordinator: init, certify, remove, show.",
+    ),
     "participant": ("participant.cli:app", "Take part with a site's data: join, run, status."),
     "model": ("core_model.cli:app", "Make or look at a checkpoint of the shared model."),
     "data": ("core_model.cli:data_app", "List and prepare the data sets fedloom knows."),
@@ -76,6 +83,12 @@ class _Learning:
 
         learning = validate(LearningConfig, config.learning(), source)
         return config.with_learning(learning.model_dump(mode="json"))
+
+    def metrics(self, config: FederationConfig) -> tuple[str, ...]:
+        """Names of the metrics that the task reports."""
+        from core_model.config import LearningConfig
+
+        return LearningConfig.model_validate(config.learning()).metrics()
 
     def make_initial(self, config: FederationConfig, path: Path) -> Path:
         """Have version 0 made by a process of its own, so that the daemon never loads a model."""

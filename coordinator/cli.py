@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     import grpc
 
+    from coordinator.member_exchange import Fetched
     from coordinator.serving import Coordinator
     from protos import control_pb2, control_pb2_grpc
     from wire import FederationConfig
@@ -34,6 +35,9 @@ class Learning(Protocol):
 
     def check(self, config: FederationConfig, source: str) -> FederationConfig:
         """The configuration with its learning tables validated and completed with defaults."""
+
+    def metrics(self, config: FederationConfig) -> tuple[str, ...]:
+        """Names of the metrics that the task reports."""
 
     def make_initial(self, config: FederationConfig, path: Path) -> Path:
         """Have version 0 of the model made, in another process, and return its file."""
@@ -69,7 +73,13 @@ async def _start(
     async def work() -> None:
         async with coordinator(settings, folder) as running:
             _announce(running, folder, as_json=as_json)
-            plan = await open_run(running, folder, lambda path: learning.make_initial(settings, path), new_run=new_run)
+            plan = await open_run(
+                running,
+                folder,
+                lambda path: learning.make_initial(settings, path),
+                metrics=learning.metrics(settings),
+                new_run=new_run,
+            )
             if as_json:
                 _print({"event": "run", "run": plan.run_id, "plan_hash": plan.hash.hex()})
             failing = asyncio.ensure_future(running.daemon.failed())
@@ -101,12 +111,15 @@ def _announce(running: Coordinator, folder: Path, *, as_json: bool) -> None:
                 "session": running.session.address,
                 "enrolment": running.enrolment.address,
                 "state": str(folder),
+                "root": running.membership.members.root.hex(),
+                "root_here": running.membership.root_here,
             }
         )
         return
     if running.first_run:
         typer.echo(f"Made the keys of federation {name} in {folder}. Back this folder up.")
     typer.echo(f"Federation {name}: sessions on {running.session.address}, enrolment on {running.enrolment.address}")
+    typer.echo(running.membership.describe())
     typer.echo("Invite sites from another terminal:  fedloom coordinator invite NAME [NAME ...]")
 
 
@@ -184,6 +197,82 @@ def revoke(
         _print({"name": reply.name, "was_connected": reply.was_connected})
     else:
         typer.echo(f"{reply.name} is revoked{' and its stream closed' if reply.was_connected else ''}.")
+
+
+@app.command()
+def members(
+    pending: Annotated[bool, typer.Option("--pending", help="Only who waits for the root's signature.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write a file: the member list, or with --pending the requests for the root."),
+    ] = None,
+    signed: Annotated[
+        Path | None, typer.Option("--import", help="Take over the member list that the root's keeper has signed.")
+    ] = None,
+    config: _Config = _DEFAULT_CONFIG,
+    state: _State = None,
+    as_json: _Json = False,
+) -> None:
+    """Show whom the federation root has certified, and carry files to and from a root that is kept apart."""
+    from coordinator import member_exchange
+    from wire import ConfigError, read_members, write_members, write_requests
+
+    if signed is not None:
+        if pending or out is not None:
+            raise ConfigError("--import goes with neither --pending nor --out", "Give one command for each.")
+        chain = read_members(signed)
+        reply = _call(config, state, lambda stub: member_exchange.send(stub, chain))
+        _say_imported(reply, as_json=as_json)
+        return
+    fetched = _call(config, state, member_exchange.fetch)
+    if out is not None and pending and fetched.requests.requests:
+        write_requests(out, fetched.requests)
+    elif out is not None and not pending:
+        write_members(out, fetched.members)
+    _show_members(fetched, out, pending=pending, as_json=as_json)
+
+
+def _say_imported(reply: control_pb2.ImportMembersReply, *, as_json: bool) -> None:
+    if as_json:
+        _print({"added": reply.added, "total": reply.total, "pending": list(reply.pending)})
+        return
+    typer.echo(f"New entries: {reply.added}; in the member list: {reply.total}. Connected sites are told.")
+    if reply.pending:
+        typer.echo(f"Still not certified: {', '.join(reply.pending)}.")
+
+
+def _show_members(fetched: Fetched, out: Path | None, *, pending: bool, as_json: bool) -> None:
+    from coordinator.federation_cli import echo_member, member_row
+
+    chain, waiting = fetched.members, fetched.requests.requests
+    asking = [member_row(item.name, item.role, item.public_key) for item in waiting]
+    written = str(out) if out is not None and (waiting or not pending) else None
+    listed = [
+        {**member_row(item.name, item.role, item.public_key), "valid_until": item.valid_until}
+        for item in sorted(chain.members().values(), key=lambda item: item.name)
+    ]
+    if as_json:
+        body = {
+            "federation": chain.federation,
+            "root": chain.root.hex(),
+            "root_here": fetched.root_here,
+            "total": chain.count,
+            "head": chain.head.hex(),
+            "pending": asking,
+            "file": written,
+        }
+        _print(body if pending else {**body, "members": listed})
+        return
+    for row in () if pending else listed:
+        echo_member(row, until=row["valid_until"])
+    for row in asking:
+        echo_member(row, after="  pending")
+    if pending and not asking:
+        typer.echo("Nobody waits for the root's signature.")
+    if written is not None:
+        typer.echo(f"Written to {written}.")
+    if written is not None and pending:
+        typer.echo(f"The root's keeper signs it with:  fedloom federation certify {out} --root DIR")
 
 
 @app.command()

@@ -9,9 +9,10 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
-from coordinator.aggregation import merge_blobs
-from coordinator.hub import Action, Check, Close, Hub, Merge, Send, Wake
+from coordinator.aggregation import merge_blobs, reveal
+from coordinator.hub import Action, Check, Close, Find, Hub, Merge, Send, Unmask, Wake
 from coordinator.store import Store
+from privacy.secure_aggregation.errors import SecureAggregationError
 from protos import session_pb2 as pb
 from wire import BlobStore, FedloomError, RefusedError, ResourceError, check_update
 
@@ -143,6 +144,10 @@ class Daemon:
                 self._wake_at(action.at_s)
             elif isinstance(action, Check):
                 self._spawn(self._check(action))
+            elif isinstance(action, Find):
+                self._find(action)
+            elif isinstance(action, Unmask):
+                self._spawn(self._unmask(action))
             else:
                 self._spawn(self._merge(action))
         self._notify()
@@ -188,6 +193,38 @@ class Daemon:
         except RefusedError as error:
             refusal = error
         await self._insist(lambda: self._decide(lambda: hub.checked(check, refusal, time.time())))
+
+    def _find(self, find: Find) -> None:
+        """A masked update looks like noise: whether all of it is here is all that can be checked."""
+        assert self.hub is not None
+        refusal: RefusedError | None = None
+        if not self.blobs.has(find.digest):
+            refusal = RefusedError("update-missing", f"{find.peer} announced a masked update that it hasn't uploaded")
+        elif (size := self.blobs.size(find.digest)) != find.size:
+            refusal = RefusedError(
+                "update-shape", f"the masked update of {find.peer} has {size} bytes; this round's have {find.size}"
+            )
+        self.perform(self.hub.found(find, refusal, time.time()))
+
+    async def _unmask(self, action: Unmask) -> None:
+        assert self.hub is not None
+        hub, order = self.hub, action.order
+        started = time.perf_counter()
+        try:
+            revealed = await self._insist(lambda: asyncio.to_thread(reveal, self.blobs, order))
+        except SecureAggregationError as error:
+            implausible = error
+            _log.error("round %d: %s: %s", order.round, error.code, error.message)
+            await self._insist(lambda: self._decide(lambda: hub.implausible(order, implausible, time.time())))
+            return
+        await self._insist(lambda: self._decide(lambda: hub.unmasked(order, revealed, time.time())))
+        _log.info(
+            "round %d: unmasked the sum of %d updates in %.3f s",
+            order.round,
+            sum(len(group.members) for group in order.order.groups),
+            time.perf_counter() - started,
+            extra={"run": hub.plan.run_id, "round": order.round},
+        )
 
     async def _merge(self, action: Merge) -> None:
         assert self.hub is not None

@@ -39,13 +39,15 @@ def show(status: pb.Status) -> None:
 
 
 def render(status: pb.Status) -> Group:
-    """The status as rich renderables: headline, participants, recent rounds, refusals."""
+    """The status as rich renderables: headline, participants, recent rounds, the root, refusals."""
     head = Text(f"{status.federation}  {status.run_id or '-'}  ", style="bold")
     head.append(f"{status.state}  ", style="green" if status.state == "finished" else "cyan")
     head.append(f"version {status.version} of {status.rounds}", style="dim")
     parts: list[Any] = [head, Text(status.message), _participants(status)]
     if status.history:
         parts.append(_rounds(status))
+    if status.root:
+        parts.append(Text(status.root, style="dim"))
     if status.refusals:
         counts = ", ".join(f"{code} {count}" for code, count in sorted(status.refusals.items()))
         parts.append(Text(f"Refused so far: {counts}", style="yellow"))

@@ -7,29 +7,41 @@ quick (one small transaction at most); slow work (checking an update's file, mer
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
 
 from coordinator import messages
 from coordinator.rounds import (
     AnnounceFinish,
     AnnounceVersion,
     BeginMerge,
+    BeginUnmask,
     CancelTask,
     Contribution,
     Decision,
     Effect,
     IssueTask,
+    Line,
+    Revealed,
     RunState,
+    SecureRounds,
     SendReceipt,
+    SendStatement,
     SynchronousRounds,
     WakeAt,
     from_row,
     to_row,
 )
-from coordinator.store import Checkpoint, Store, Transition
+from coordinator.rounds.facts import EvaluationClosed, VersionCommitted
+from coordinator.store import Checkpoint, Store, StoredResult, StoredStatement, Transition
+from privacy.secure_aggregation.coordinator import Record
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.members import MemberList
+from privacy.secure_aggregation.statements import PrekeyBatch, Refused, Signed, Upload, kind_of
 from protos import session_pb2 as pb
 from wire import PROTOCOL_VERSION, RefusedError, RunPlan
 
@@ -65,6 +77,23 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
+class Find:
+    """Look whether the masked update that this statement announces is here, then call :meth:`Hub.found`."""
+
+    peer: str
+    statement: Signed
+    digest: bytes
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmask:
+    """Unmask this sum, then call :meth:`Hub.unmasked`, or :meth:`Hub.implausible` where it can't be one."""
+
+    order: BeginUnmask
+
+
+@dataclasses.dataclass(frozen=True)
 class Merge:
     """Merge these updates into that checkpoint, then call :meth:`Hub.merged`."""
 
@@ -79,7 +108,7 @@ class Wake:
     at_s: float
 
 
-Action = Send | Close | Check | Merge | Wake
+Action = Send | Close | Check | Find | Unmask | Merge | Wake
 
 
 @dataclasses.dataclass
@@ -95,6 +124,19 @@ class Presence:
     task_id: str = ""
     done: int = 0
     total: int = 0
+    members: int = 0  # entries of the member list that it has
+
+
+class Federation(Protocol):
+    """What the hub needs to know of the federation's members, and to sign with (``coordinator.membership``)."""
+
+    @property
+    def members(self) -> MemberList:
+        """The member list as it is now."""
+
+    @property
+    def signing_key(self) -> SigningKey:
+        """The coordinator's own."""
 
 
 class Hub:
@@ -103,19 +145,22 @@ class Hub:
     Args:
         store: Where the run and its log are.
         plan: The run's plan; its run must exist in the store.
+        federation: Its members, and the coordinator's signing key.
         lease_s: A participant that says nothing for so long is taken for gone.
         now_s: Seconds; any clock that doesn't go back.
     """
 
-    def __init__(self, store: Store, plan: RunPlan, *, lease_s: float, now_s: float) -> None:
+    def __init__(self, store: Store, plan: RunPlan, federation: Federation, *, lease_s: float, now_s: float) -> None:
         self.store = store
         self.plan = plan
         self.lease_s = lease_s
+        self._audited = plan.secure.audited_rounds if plan.secure is not None else 0
         self.presence: dict[str, Presence] = {}
         self._plan_bytes = plan.canonical()
         self._sequence = 0
         self._versions: list[Checkpoint] = []
         self._earlier: set[bytes] = set()
+        self._federation = federation
         self.machine = self._replay()
         # A participant with an open seat gets one lease's time to come back before it counts as gone.
         current = self.machine.state.open_round()
@@ -175,6 +220,28 @@ class Hub:
         )
         return self._carry(decision, now_s, checkpoint if decision.facts else None)
 
+    def members_grew(self) -> list[Action]:
+        """The stored member list is longer: show the new entries to everyone who is connected."""
+        if isinstance(self.machine, SecureRounds):
+            self.machine.members = self._federation.members
+        present = [(name, known) for name, known in sorted(self.presence.items()) if known.connected]
+        return [action for name, known in present for action in self._show_members(name, known)]
+
+    def found(self, find: Find, error: RefusedError | None, now_s: float) -> list[Action]:
+        """The masked update of a :class:`Find` is here (``error`` is None), or isn't."""
+        if error is not None:
+            self.count(error, find.peer)
+            return []
+        return self._said(find.peer, find.statement, now_s)
+
+    def unmasked(self, order: BeginUnmask, revealed: Revealed, now_s: float) -> list[Action]:
+        """The sum is on disk."""
+        return self._carry(self._secure().unmasked(order, revealed, now_s), now_s)
+
+    def implausible(self, order: BeginUnmask, error: SecureAggregationError, now_s: float) -> list[Action]:
+        """What was left after unmasking isn't a sum of well-formed updates."""
+        return self._carry(self._secure().implausible(order, error, now_s), now_s)
+
     def disconnected(self, peer: str, now_s: float) -> None:
         """The peer's stream broke. Its lease goes on: it may come back before anyone notices."""
         known = self.presence.get(peer)
@@ -214,7 +281,9 @@ class Hub:
     # --------------------------------------------------------------------------------------------
 
     def update_size(self) -> int:
-        """Bytes of an update in this run."""
+        """Bytes of an update, or of a masked update of the open round."""
+        if isinstance(self.machine, SecureRounds):
+            return self.machine.upload_bytes()
         return 4 * self.plan.initial.dimension
 
     def may_upload(self, peer: str, digest: bytes, size: int) -> None:
@@ -224,7 +293,11 @@ class Hub:
             RefusedError: "blob-not-expected" or "blob-size".
         """
         current = self.machine.state.open_round()
-        if current is None or current.purpose != "train" or peer not in current.pending():
+        if isinstance(self.machine, SecureRounds):
+            expected = self.machine.uploads_wanted(peer)
+        else:
+            expected = current is not None and current.purpose == "train" and peer in current.pending()
+        if not expected:
             raise RefusedError("blob-not-expected", f"no update of {peer} is expected now", "Wait for the next task.")
         if size != self.update_size():
             raise RefusedError(
@@ -234,12 +307,15 @@ class Hub:
             )
 
     def may_download(self, peer: str, digest: bytes) -> None:
-        """Whether this peer may read that blob: versions of the model are for every member, nothing else is.
+        """Whether this peer may read that blob.
+
+        Versions of the model are for every member, and what a secure sum can be recomputed from; nothing else is.
 
         Raises:
             RefusedError: "blob-unknown".
         """
-        if not any(digest == item.digest for item in self._versions):
+        public = isinstance(self.machine, SecureRounds) and digest in self.machine.public_blobs(self._audited)
+        if not public and not any(digest == item.digest for item in self._versions):
             raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
 
     def blobs_in_use(self) -> set[bytes]:
@@ -249,6 +325,8 @@ class Hub:
         current = self.machine.state.open_round()
         if current is not None:
             keep.update(bytes.fromhex(seat.digest) for seat in current.seats.values() if seat.digest)
+        if isinstance(self.machine, SecureRounds):
+            keep |= self.machine.uploads_held() | self.machine.public_blobs(self._audited)
         return keep
 
     def count(self, error: RefusedError, peer: str) -> None:
@@ -272,7 +350,8 @@ class Hub:
                 f"this coordinator speaks {PROTOCOL_VERSION}",
                 "Install the same release of fedloom on both sides.",
             )
-        self.presence[peer] = Presence(expires_s=now_s + self.lease_s, heard_s=now_s)
+        known = Presence(expires_s=now_s + self.lease_s, heard_s=now_s, members=message.members)
+        self.presence[peer] = known
         welcome = pb.Welcome(
             federation=self.plan.federation,
             run_id=self.plan.run_id,
@@ -280,7 +359,13 @@ class Hub:
             plan_hash=self.plan.hash,
             lease_s=self.lease_s,
         )
-        return [Send(peer, pb.FromCoordinator(welcome=welcome)), *self._lease_wake()]
+        return [Send(peer, pb.FromCoordinator(welcome=welcome)), *self._show_members(peer, known), *self._lease_wake()]
+
+    def _show_members(self, peer: str, known: Presence) -> list[Action]:
+        """What this peer doesn't have yet of the member list, and at least the list's end to compare."""
+        sent = [Send(peer, part) for part in messages.members(self._federation.members, known.members)]
+        known.members = self._federation.members.count
+        return list(sent)
 
     def _ready(self, peer: str, known: Presence, message: pb.Ready, now_s: float) -> list[Action]:
         if message.plan_hash != self.plan.hash:
@@ -291,12 +376,15 @@ class Hub:
                 f"{peer} built a model whose tensors differ from the plan's",
                 "Install the same release of fedloom, and of your own model code, on both sides.",
             )
-        if message.examples == 0:
+        secure = isinstance(self.machine, SecureRounds)
+        if message.examples == 0 and not secure:
             raise RefusedError("examples-invalid", f"{peer} has no training examples", "Point --data at some.")
-        known.ready, known.examples = True, message.examples
+        known.ready, known.examples = True, 0 if secure else message.examples
         if self.machine.state.finished is not None:
             effect = AnnounceFinish(version=self.machine.state.version, reason=self.machine.state.finished.reason)
             return [Send(peer, messages.finished(self.plan.run_id, effect, self._model()))]
+        if secure:
+            return []  # its prekeys follow, and make it available
         return self._carry(self.machine.available(peer, now_s), now_s)
 
     def _progress(self, known: Presence, message: pb.Progress) -> list[Action]:
@@ -310,6 +398,11 @@ class Hub:
 
     def _result(self, peer: str, known: Presence, message: pb.FromParticipant, now_s: float) -> list[Action]:
         body = message.WhichOneof("body")
+        if body == "statement":
+            return self._statement(peer, message.statement, now_s)
+        if isinstance(self.machine, SecureRounds) and body != "declined":
+            self.count(RefusedError("protocol-order", f"{peer} sent {body} in a run with secure sums"), peer)
+            return []
         known.stage, known.done, known.total = "idle", 0, 0
         if body == "update_ready":
             return self._update(peer, known, message.update_ready, now_s)
@@ -347,6 +440,50 @@ class Hub:
         decision = self.machine.scored(peer, message.task_id, message.examples, evaluation, now_s)
         return self._carry(decision, now_s)
 
+    # ---- secure sums ------------------------------------------------------------------------------------------------
+
+    def _secure(self) -> SecureRounds:
+        if not isinstance(self.machine, SecureRounds):
+            raise RefusedError("protocol-order", "this run's plan asks for plain averaging")
+        return self.machine
+
+    def _statement(self, peer: str, message: pb.Statement, now_s: float) -> list[Action]:
+        """A signed statement of a secure sum. One that breaks a rule is counted; the stream goes on."""
+        signed = Signed(message.body, message.signature)
+        try:
+            machine = self._secure()
+            kind = _kind(signed)
+            if kind == PrekeyBatch.KIND:
+                machine.offer(peer, signed)
+                self.store.put_prekeys(peer, signed.body, signed.signature)
+                return self._carry(machine.available(peer, now_s), now_s)
+            if kind == Upload.KIND:
+                with _refused():
+                    upload = Upload.parse(signed.body)
+                return [Find(peer, signed, upload.digest, self.update_size())]
+            if kind == Refused.KIND:
+                self._count_refused(peer, signed)
+        except RefusedError as error:
+            self.count(error, peer)
+            return []
+        return self._said(peer, signed, now_s)
+
+    def _said(self, peer: str, signed: Signed, now_s: float) -> list[Action]:
+        try:
+            return self._carry(self._secure().said(peer, signed, now_s), now_s)
+        except RefusedError as error:
+            self.count(error, peer)
+            return []
+
+    def _count_refused(self, peer: str, signed: Signed) -> None:
+        """A participant will not go on: who refused what is for the operator to see."""
+        with _refused():
+            refused = Refused.parse(signed.body)
+        setting = f" (its setting {refused.setting} decides)" if refused.setting else ""
+        text = "%s refuses: %s: %s%s"
+        _log.warning(text, peer, refused.code, refused.message, setting, extra=self._facts(peer))
+        self.store.count_refusal(f"site-{refused.code}", peer)
+
     def _refuse(self, peer: str, task_id: str, error: RefusedError, now_s: float) -> list[Action]:
         self.count(error, peer)
         return self._carry(self.machine.rejected(peer, task_id, "refused", error, now_s), now_s)
@@ -365,7 +502,29 @@ class Hub:
         for row in self.store.transitions(self.plan.run_id):
             state.apply(from_row(row.kind, row.body))
             self._sequence = row.sequence
-        machine = SynchronousRounds(self.plan.run_id, self.plan.rounds, state)
+        if self.plan.secure is None:
+            return SynchronousRounds(self.plan.run_id, self.plan.rounds, state)
+        return self._replay_secure(state)
+
+    def _replay_secure(self, state: RunState) -> SecureRounds:
+        federation = self._federation
+        machine = SecureRounds(
+            self.plan, state, members=federation.members, key=federation.signing_key, step_s=self.lease_s
+        )
+        for name, (body, signature) in self.store.prekeys().items():
+            with contextlib.suppress(RefusedError):  # of a member that the root has removed since
+                machine.offer(name, Signed(body, signature))
+        current = state.open_round()
+        context = bytes.fromhex(current.attempts[-1].opened.context) if current and current.attempts else b""
+        records = [
+            Record(item.sender, Signed(item.body, item.signature), item.at_s)
+            for item in self.store.statements(self.plan.run_id, context)
+        ]
+        lines = [
+            Line(index=item.index, round=item.round, statement=Signed(item.body, item.signature))
+            for item in self.store.results()
+        ]
+        machine.restore(records, lines)
         return machine
 
     def _carry(self, decision: Decision, now_s: float, checkpoint: Checkpoint | None = None) -> list[Action]:
@@ -374,9 +533,9 @@ class Hub:
         for fact in decision.facts:
             kind, body = to_row(fact)
             rows.append(Transition(sequence=self._sequence + len(rows) + 1, kind=kind, body=body, at_s=now_s))
-        if rows:
+        if rows or decision.records or decision.lines:
             try:
-                self.store.append(self.plan.run_id, rows, checkpoint)
+                self._store_decision(rows, decision, checkpoint)
             except Exception:
                 # The machine is ahead of the disk: fall back to what is on it. Who was present comes back by itself,
                 # since every peer's next message, or its lapsed lease, goes through the replayed machine.
@@ -389,6 +548,37 @@ class Hub:
             if checkpoint is not None:
                 self._versions.append(checkpoint)
         return [action for effect in decision.effects for action in self._actions(effect, now_s)]
+
+    def _store_decision(self, rows: list[Transition], decision: Decision, checkpoint: Checkpoint | None) -> None:
+        run_id = self.plan.run_id
+        self.store.append(
+            run_id,
+            rows,
+            checkpoint,
+            statements=[
+                StoredStatement(
+                    context=context,
+                    sender=record.sender,
+                    body=record.statement.body,
+                    signature=record.statement.signature,
+                    at_s=record.at_s,
+                )
+                for context, record in decision.records
+            ],
+            results=[
+                StoredResult(
+                    index=line.index,
+                    run_id=run_id,
+                    round=line.round,
+                    body=line.statement.body,
+                    signature=line.statement.signature,
+                )
+                for line in decision.lines
+            ],
+        )
+        if any(isinstance(fact, VersionCommitted | EvaluationClosed) for fact in decision.facts):
+            open_now = [context for context, _ in decision.records]
+            self.store.forget_statements(run_id, keep=open_now[-1] if open_now else b"")
 
     def _actions(self, effect: Effect, now_s: float) -> Iterable[Action]:
         if isinstance(effect, IssueTask):
@@ -405,6 +595,11 @@ class Hub:
         elif isinstance(effect, AnnounceFinish):
             for name in sorted(self.machine.present()):
                 yield Send(name, messages.finished(self.plan.run_id, effect, self._model()))
+        elif isinstance(effect, SendStatement):
+            statement = pb.Statement(body=effect.statement.body, signature=effect.statement.signature)
+            yield Send(effect.participant, pb.FromCoordinator(statement=statement))
+        elif isinstance(effect, BeginUnmask):
+            yield Unmask(effect)
         elif isinstance(effect, WakeAt):
             yield Wake(effect.at_s)
         else:
@@ -416,3 +611,17 @@ class Hub:
     def _lease_wake(self) -> list[Action]:
         soonest = min((known.expires_s for known in self.presence.values()), default=_UNLIMITED)
         return [Wake(soonest)] if soonest < _UNLIMITED else []
+
+
+def _kind(signed: Signed) -> str:
+    with _refused():
+        return kind_of(signed.body)
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """What secure aggregation refuses to read, as the refusal of a peer."""
+    try:
+        yield
+    except SecureAggregationError as error:
+        raise RefusedError(error.code, error.message, error.hint) from None

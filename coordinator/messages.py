@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from coordinator.rounds import AnnounceFinish, AnnounceVersion, CancelTask, IssueTask, SendReceipt
+from privacy.secure_aggregation.members import MemberList
 from protos import session_pb2 as pb
-from wire import RefusedError
+from wire import RefusedError, pack_members
+from wire.root import MAX_ENTRIES
 
 MAX_METRICS: Final = 64
 MAX_METRIC_NAME: Final = 64
@@ -67,6 +69,14 @@ def finished(run_id: str, effect: AnnounceFinish, model: pb.Blob) -> pb.FromCoor
     return pb.FromCoordinator(
         run_finished=pb.RunFinished(run_id=run_id, version=effect.version, model=model, reason=effect.reason)
     )
+
+
+def members(known: MemberList, after: int) -> Iterator[pb.FromCoordinator]:
+    """The messages that show the member list from index ``after`` on; at least one, with the list's end."""
+    entries, head = known.entries, known.head
+    for start in range(after, max(len(entries), after + 1), MAX_ENTRIES):
+        part = pack_members(entries[start : start + MAX_ENTRIES])
+        yield pb.FromCoordinator(members=pb.Members(entries=part, total=len(entries), head=head))
 
 
 def rejection(error: RefusedError) -> pb.FromCoordinator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from coordinator.store import Checkpoint, Run
@@ -11,8 +12,14 @@ from wire import CheckpointHeader, FederationConfig, InitialModel, RunPlan, read
 _READ = 1 << 20
 
 
-def make_plan(config: FederationConfig, run_id: str, initial: Path) -> RunPlan:
+def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Iterable[str]) -> RunPlan:
     """The plan of a run that starts from the checkpoint file ``initial``.
+
+    Args:
+        config: Its learning tables complete.
+        run_id: The run's name.
+        initial: Version 0.
+        metrics: Names of the metrics that the task reports (a secure sum tells their means).
 
     Raises:
         DataError: the file isn't a checkpoint.
@@ -28,6 +35,8 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path) -> RunPlan:
         learning=config.learning(),
         rounds=config.rounds,
         aggregation=config.aggregation,
+        secure=config.secure_aggregation if config.aggregation.mode == "secure" else None,
+        metrics=tuple(sorted(metrics)),
         initial=InitialModel(
             digest=digest.hexdigest(),
             size=initial.stat().st_size,
@@ -64,6 +73,8 @@ def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
         changed.append("rounds")
     if config.aggregation != plan.aggregation:
         changed.append("aggregation")
+    if plan.secure is not None and config.secure_aggregation != plan.secure:
+        changed.append("secure_aggregation")
     mine = config.learning()
     changed += [name for name in sorted(mine) if mine[name] != plan.learning.get(name)]
     return changed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ import grpc
 
 from coordinator.daemon import Daemon
 from coordinator.hub import Hub
+from coordinator.membership import Membership, open_membership
 from coordinator.planning import make_plan, next_run_id, run_records, same_run
 from coordinator.services import ControlService, EnrolmentService, NamedErrors, SessionService
 from coordinator.services.blob_policy import HubPolicy
@@ -54,6 +56,7 @@ class Coordinator:
 
     daemon: Daemon
     config: FederationConfig
+    membership: Membership
     session: Listener
     enrolment: Listener
     first_run: bool
@@ -77,10 +80,12 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
         stack.push_async_callback(daemon.close)
+        membership = open_membership(config, state, store)
+        membership.on_growth = functools.partial(_announce_members, daemon)
 
         session_address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         days = settings.certificate_days
-        newcomers = EnrolmentService(store, ca, session_address=session_address, certificate_days=days)
+        newcomers = EnrolmentService(store, ca, membership, session_address=session_address, certificate_days=days)
         enrolment = await serve(
             settings.host,
             settings.enrolment_port,
@@ -92,6 +97,7 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
         control = ControlService(
             daemon,
             ca,
+            membership,
             enrolment_address=join_address(settings.public_host, enrolment.port),
             invitation_ttl_s=settings.invitation_ttl_s,
         )
@@ -107,11 +113,22 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
         stack.push_async_callback(session.stop, _GRACE_S)
         session_address.set_result(join_address(settings.public_host, session.port))
         (state / ADDRESS).write_text(join_address(_reachable(settings.host), session.port) + "\n", encoding="utf-8")
-        yield Coordinator(daemon, config, session, enrolment, first_run)
+        yield Coordinator(daemon, config, membership, session, enrolment, first_run)
+
+
+def _announce_members(daemon: Daemon) -> None:
+    """The member list has grown: tell everyone who is connected."""
+    if daemon.hub is not None:
+        daemon.perform(daemon.hub.members_grew())
 
 
 async def open_run(
-    running: Coordinator, state: Path, make_initial: Callable[[Path], Path], *, new_run: bool = False
+    running: Coordinator,
+    state: Path,
+    make_initial: Callable[[Path], Path],
+    *,
+    metrics: tuple[str, ...] = (),
+    new_run: bool = False,
 ) -> RunPlan:
     """Go on with the latest run, or begin the one that the configuration describes.
 
@@ -121,6 +138,7 @@ async def open_run(
         make_initial: Given a path to write to, returns the checkpoint file of version 0. Called in a worker thread,
         and only
             for a new run.
+        metrics: Names of the metrics that the task reports.
         new_run: Begin a new run although the latest one isn't over or would do.
 
     Raises:
@@ -134,10 +152,11 @@ async def open_run(
     else:
         run_id = next_run_id(config.federation.name, latest)
         path = await asyncio.to_thread(make_initial, state / "initial.safetensors")
-        plan = await asyncio.to_thread(make_plan, config, run_id, path)
+        plan = await asyncio.to_thread(make_plan, config, run_id, path, metrics)
         await asyncio.to_thread(blobs.put_file, path)
         store.create_run(*run_records(plan, time.time()))
-    running.daemon.open(Hub(store, plan, lease_s=config.coordinator.lease_s, now_s=time.time()))
+    lease_s = config.coordinator.lease_s
+    running.daemon.open(Hub(store, plan, running.membership, lease_s=lease_s, now_s=time.time()))
     return plan
 
 

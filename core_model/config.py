@@ -10,6 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
+MetricName = Annotated[str, pydantic.Field(pattern=r"^(evaluation/)?[A-Za-z0-9_.-]{1,40}$")]
+
+# What retrieval reports of the sets that data sources usually hold out.
+_RETRIEVAL = tuple(f"{name}_r_at_{k}" for name in ("missing", "unseen", "test") for k in (1, 10))
+
 EntryPoint = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
@@ -72,6 +77,8 @@ class TaskConfig(_Table):
         label_smoothing: For "classification": probability mass spread over all classes.
         loss: For kind "custom": ``module:function`` taking (model, batch), returning a scalar tensor or
             (tensor, dictionary of metrics).
+        metrics: Metrics of which secure aggregation tells the coordinator the mean; held-out ones are called
+            "evaluation/...". The kind's usual ones if left out. Others stay at the institution.
     """
 
     kind: Literal["retrieval", "classification", "custom"] = "retrieval"
@@ -81,6 +88,7 @@ class TaskConfig(_Table):
     outlines: float = pydantic.Field(default=0.3, ge=0.0, le=1.0)
     label_smoothing: float = pydantic.Field(default=0.0, ge=0.0, lt=1.0)
     loss: EntryPoint | None = None
+    metrics: tuple[MetricName, ...] | None = pydantic.Field(default=None, max_length=64)
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -155,6 +163,20 @@ class LearningConfig(_Table):
         if self.task.kind == "classification" and self.model.kind == "multimodal" and self.model.classes < 2:
             raise ValueError("model.classes: classification needs the number of classes, at least 2")
         return self
+
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics of which a secure sum tells the mean; held-out ones are called ``evaluation/...``.
+
+        What a task reports beyond these stays at the institution.
+        """
+        if self.task.metrics is not None:
+            return tuple(sorted(set(self.task.metrics)))
+        kinds = {
+            "retrieval": ("loss", *(f"evaluation/{name}" for name in ("loss", *_RETRIEVAL))),
+            "classification": ("accuracy", "loss", "evaluation/accuracy", "evaluation/loss"),
+            "custom": ("accuracy", "loss", "evaluation/accuracy", "evaluation/loss"),
+        }
+        return tuple(sorted(kinds[self.task.kind]))
 
     def entry_points(self) -> frozenset[str]:
         """Names of the user code (``module:function``) that this configuration would import."""

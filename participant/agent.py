@@ -8,14 +8,32 @@ instead of training again.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
+from participant.actions import (
+    Abandon,
+    Action,
+    Fetch,
+    Finished,
+    Prepare,
+    Push,
+    Reconnect,
+    Say,
+    Stop,
+    Work,
+)
+from participant.membership import PinnedMembers
+from participant.rules import SiteRules
+from participant.secure import SecureSums
 from participant.store import ParticipantStore, TaskRecord, TaskState
 from participant.work import Job, Outcome, Prepared
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.members import End
 from protos import session_pb2 as pb
-from wire import PROTOCOL_VERSION, RefusedError, RunPlan
+from wire import PROTOCOL_VERSION, RefusedError, RunPlan, unpack_members
 
 _log = logging.getLogger("fedloom.participant")
 
@@ -25,88 +43,35 @@ _WITH_RESULT: Final = frozenset({TaskState.TRAINED, TaskState.ANNOUNCED, TaskSta
 _TELLABLE: Final = frozenset({"training", "disk-full", "blob-unknown", "blob-digest", "blob-size"})
 
 
-@dataclasses.dataclass(frozen=True)
-class Say:
-    """Put this message on the stream."""
-
-    message: pb.FromParticipant
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-    """Build the plan's model and open the data, then call :meth:`Agent.prepared`."""
-
-    plan: RunPlan
-
-
-@dataclasses.dataclass(frozen=True)
-class Fetch:
-    """Bring the base version onto this machine, then call :meth:`Agent.fetched`."""
-
-    job: Job
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Do the job, then call :meth:`Agent.worked` or :meth:`Agent.failed`."""
-
-    job: Job
-
-
-@dataclasses.dataclass(frozen=True)
-class Push:
-    """Upload this update, then call :meth:`Agent.pushed`."""
-
-    task_id: str
-    digest: bytes
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Abandon:
-    """The result of this task is no longer wanted: stop working on it."""
-
-    task_id: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """The run is over."""
-
-    run_id: str
-    version: int
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Reconnect:
-    """End this connection and begin another: the coordinator has lost sight of us."""
-
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Stop:
-    """Leave the federation: the coordinator, or this site's policy, says no."""
-
-    error: RefusedError
-
-
-Action = Say | Prepare | Fetch | Work | Push | Abandon | Finished | Reconnect | Stop
-
-
 class Agent:
     """One participant's side of a federation's runs.
 
     Args:
         name: The participant's name in the roster.
         store: The site's journal.
+        members: The member list that the site has pinned.
+        key: The site's signing key.
+        rules: What the site demands of a run.
         software: What it calls itself to the operator.
+        clock: Seconds since the epoch; read for the deadlines of secure sums alone.
     """
 
-    def __init__(self, name: str, store: ParticipantStore, *, software: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        store: ParticipantStore,
+        members: PinnedMembers,
+        *,
+        key: SigningKey,
+        rules: SiteRules,
+        software: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.name = name
+        self.members = members
         self.lease_s = 30.0
+        self.secure = SecureSums(name, key, members.list, rules.secure, store, clock)
+        self._rules = rules
         self._store = store
         self._software = software
         self._plan: RunPlan | None = None
@@ -114,12 +79,18 @@ class Agent:
         self._active: Job | None = None
         self._stage = "idle"
 
+    @property
+    def task_id(self) -> str:
+        """The task in hand; empty without one."""
+        return self._active.task_id if self._active is not None else ""
+
     # ---- connection -------------------------------------------------------------------------------------------------
 
     def connected(self) -> list[Action]:
         """A stream is open."""
         self._stage = self._stage if self._active is not None else "idle"
-        check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, software=self._software)
+        known = self.members.list.count
+        check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, software=self._software, members=known)
         return [Say(pb.FromParticipant(check_in=check_in))]
 
     def heartbeat(self, done: int = 0, total: int = 0) -> list[Action]:
@@ -139,6 +110,10 @@ class Agent:
             if said.code == "lease-lapsed":
                 return [Reconnect(said.message)]
             return [Stop(RefusedError(said.code, said.message, said.hint))]
+        if body == "members":
+            return self._members_shown(message.members)
+        if body == "statement":
+            return self.secure.heard(message.statement)
         if body == "task":
             return self._task(message.task)
         if body == "receipt":
@@ -203,6 +178,27 @@ class Agent:
         record = self._store.get(task_id)
         return [Say(_update_ready(record))] if record is not None else []
 
+    def expanded(self, context: bytes) -> list[Action]:
+        """The mask of this attempt is expanded."""
+        return self.secure.expanded(context)
+
+    def masked(self, context: bytes, digest: bytes) -> list[Action]:
+        """The masked update is on this site's disk."""
+        return self.secure.masked(context, digest)
+
+    def masked_pushed(self, context: bytes) -> list[Action]:
+        """The masked update is on the coordinator's disk."""
+        return self.secure.pushed(context)
+
+    def unmaskable(self, task_id: str, error: Exception) -> list[Action]:
+        """The masked update can't be made or handed over."""
+        code = str(getattr(error, "code", "failed"))
+        _log.error("the masked update of %s: %s: %s", task_id, code, error)
+        if code in ("blob-not-expected", "blob-size", "replaced"):
+            return []  # the attempt is over; another one follows
+        self._settle(task_id, accepted=False, code=code)
+        return [_declined(task_id, code, f"the update can't be masked: {type(error).__name__}")]
+
     def undeliverable(self, task_id: str, error: RefusedError) -> list[Action]:
         """The update can't be handed over: the coordinator won't take it any more, or its file is gone."""
         self._settle(task_id, accepted=False, code=error.code)
@@ -223,6 +219,12 @@ class Agent:
                     f"the coordinator changed the plan of run {plan.run_id} since this site first saw it",
                     "Ask the operator for a new run; a run's plan never changes.",
                 )
+            if plan.secure is None and not self._rules.allow_plain:
+                raise RefusedError(
+                    "policy",
+                    f"run {plan.run_id} asks for plain averaging, in which the coordinator sees this site's updates",
+                    "To allow that, set allow_plain = true in this site's participant.toml.",
+                )
         except RefusedError as error:
             return [Stop(error)]
         if message.lease_s > 0:
@@ -232,14 +234,29 @@ class Agent:
         self._plan, self._prepared = plan, None
         return [Prepare(plan)]
 
+    def _members_shown(self, message: pb.Members) -> list[Action]:
+        try:
+            self.members.shown(unpack_members(message.entries), End(message.total, message.head))
+        except RefusedError as error:
+            _log.error("the coordinator's member list is refused: %s: %s", error.code, error.message)
+            return [Stop(error)]
+        self.secure.members_grew(self.members.list)
+        # Prekeys that were offered before this site was certified have been turned away: offer them again.
+        return self.secure.offer() if self._prepared is not None and self._summed() else []
+
+    def _summed(self) -> bool:
+        """Whether the run's plan asks for secure sums."""
+        return self._plan is not None and self._plan.secure is not None
+
     def _say_ready(self) -> list[Action]:
         assert self._plan is not None and self._prepared is not None
         ready = pb.Ready(
             plan_hash=self._plan.hash,
             manifest_hash=self._prepared.manifest_hash,
-            examples=self._prepared.examples,
+            examples=0 if self._summed() else self._prepared.examples,
         )
-        return [Say(pb.FromParticipant(ready=ready))]
+        said: list[Action] = [Say(pb.FromParticipant(ready=ready))]
+        return said + self.secure.offer() if self._summed() else said
 
     def _task(self, message: pb.Task) -> list[Action]:
         if self._plan is None or self._prepared is None:
@@ -273,12 +290,16 @@ class Agent:
             self._active = None
             return [*actions, _declined(job.task_id, "task-closed", "this task was given before, differently")]
         self._active = job
+        self.secure.begin(job, self._plan)
         if record.state in _WITH_RESULT:
             return actions + self._deliver(record)
         self._stage = "downloading"
         return [*actions, Fetch(job)]
 
     def _deliver(self, record: TaskRecord) -> list[Action]:
+        if self._summed():
+            self._stage = "summing"
+            return self.secure.trained(record)
         if record.update_digest:
             self._stage = "uploading"
             return [Push(record.task_id, record.update_digest, record.update_size)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from participant.agent import Finished
+    from participant.actions import Finished
     from participant.site import Site
 
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation with this site's data.", add_completion=False)
@@ -32,21 +32,45 @@ def join(
         list[str] | None,
         typer.Option("--allow", help="A Python entry point (module:function) that a plan may name. Repeatable."),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Join anew, with a new key.")] = False,
+    root: Annotated[
+        str,
+        typer.Option("--root", help="The federation root's public key, as the consortium (not the operator) gave it."),
+    ] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Join anew, with new keys.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Make this site's key, have it certified with the token, and write the site's folder."""
+    """Make this site's keys, have them certified with the token, and write the site's folder."""
+    from participant.joining import certified, pinned_by
     from participant.joining import join as enrol
-    from wire import Token
+    from privacy.secure_aggregation.identities import key_fingerprint
+    from wire import Token, parse_public_key
 
+    told = parse_public_key(root, "--root") if root else None
     folder = home.expanduser()
     place = Path(data).expanduser()
     source = str(place.resolve()) if place.exists() else data
-    site = asyncio.run(enrol(Token.parse(token), folder, data=source, allow=tuple(allow or ()), replace=replace))
+    joining = enrol(Token.parse(token), folder, data=source, allow=tuple(allow or ()), root=told, replace=replace)
+    site = asyncio.run(joining)
+    done = certified(site, pinned_by(site))
     if as_json:
-        _print({"name": site.name, "federation": site.federation, "home": str(folder), "data": source})
+        _print(
+            {
+                "name": site.name,
+                "federation": site.federation,
+                "home": str(folder),
+                "data": source,
+                "root": site.config.root,
+                "signing_key": site.signing_key.public.hex(),
+                "certified": done,
+            }
+        )
         return
-    typer.echo(f"Joined federation {site.federation} as {site.name}. This site's key stays in {folder}.")
+    typer.echo(f"Joined federation {site.federation} as {site.name}. This site's keys stay in {folder}.")
+    typer.echo(f"  federation root   {key_fingerprint(site.root)}")
+    typer.echo(f"  this site's key   {key_fingerprint(site.signing_key.public)}")
+    typer.echo("Compare both by telephone with the keeper of the root; the operator's word isn't enough.")
+    if not done:
+        typer.echo("The root hasn't certified this site's key yet; its certificate comes by itself.")
     again = "" if home == _DEFAULT_HOME else f" --home {home}"
     typer.echo(f"Take part with:  fedloom participant run{again}")
 
@@ -96,8 +120,10 @@ def status(
     as_json: _Json = False,
 ) -> None:
     """Who this site is in the federation, and what its data were used for."""
+    from participant.joining import certified, pinned_by
     from participant.site import JOURNAL, Site
     from participant.store import ParticipantStore
+    from privacy.secure_aggregation.identities import key_fingerprint
 
     site = Site.load(home.expanduser())
     store = ParticipantStore(site.folder / JOURNAL)
@@ -105,6 +131,7 @@ def status(
         tasks = store.history(limit)
     finally:
         store.close()
+    members = pinned_by(site)
     expires = site.credentials.identity.expires.isoformat(timespec="seconds")
     rows: list[dict[str, Any]] = [
         {
@@ -119,12 +146,23 @@ def status(
         for record in tasks
     ]
     if as_json:
-        identity = {"name": site.name, "federation": site.federation, "certificate_expires": expires}
+        identity = {
+            "name": site.name,
+            "federation": site.federation,
+            "certificate_expires": expires,
+            "root": site.config.root,
+            "signing_key": site.signing_key.public.hex(),
+            "certified": certified(site, members),
+            "members": sorted(members.members()),
+        }
         _print({**identity, "coordinator": site.config.session_address, "data": site.config.data, "tasks": rows})
         return
     typer.echo(f"{site.name} in federation {site.federation}; certificate valid until {expires}")
     typer.echo(f"coordinator  {site.config.session_address}")
     typer.echo(f"data         {site.config.data}")
+    typer.echo(f"root         {key_fingerprint(site.root)}; {len(members.members())} members certified")
+    state = "certified" if certified(site, members) else "not certified yet"
+    typer.echo(f"own key      {key_fingerprint(site.signing_key.public)}; {state}")
     if not rows:
         typer.echo("No task was done yet.")
     for row in rows:

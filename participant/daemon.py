@@ -13,10 +13,28 @@ from typing import Any, Final
 
 import grpc
 
-from participant.agent import Abandon, Action, Agent, Fetch, Finished, Prepare, Push, Reconnect, Say, Work
+from participant.actions import (
+    Abandon,
+    Action,
+    DropMask,
+    ExpandMask,
+    Fetch,
+    Finished,
+    MaskUpdate,
+    Prepare,
+    Push,
+    PushMasked,
+    Reconnect,
+    Say,
+    Work,
+)
+from participant.agent import Agent
+from participant.masking import MASKS, Masking
+from participant.membership import PinnedMembers
 from participant.site import Site
 from participant.store import ParticipantStore
 from participant.work import Workbench
+from privacy.secure_aggregation.errors import SecureAggregationError
 from protos import blobs_pb2_grpc, session_pb2_grpc
 from protos import session_pb2 as pb
 from wire import (
@@ -66,7 +84,9 @@ class Daemon:
         self._site = site
         self._store = store
         self._blobs = blobs
-        self._agent = Agent(site.name, store, software=software)
+        members = PinnedMembers.load(store, site.federation, site.root)
+        self._agent = Agent(site.name, store, members, key=site.signing_key, rules=site.rules, software=software)
+        self._masking = Masking(site.folder / MASKS, site.name, store, blobs)
         self._bench = Workbench(site.name, site.config.data, frozenset(site.config.allow))
         self._outgoing: asyncio.Queue[pb.FromParticipant] = asyncio.Queue()
         self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None
@@ -233,6 +253,10 @@ class Daemon:
                     self._end.set_result(action)
             elif isinstance(action, Reconnect):
                 self._reconnect(action.reason)
+            elif isinstance(action, ExpandMask | MaskUpdate | PushMasked):
+                self._spawn(self._sum(action))
+            elif isinstance(action, DropMask):
+                self._masking.drop(action.context)
             elif not self._end.done():
                 self._end.set_exception(action.error)
 
@@ -273,29 +297,54 @@ class Daemon:
             self._cancelled.pop(job.task_id, None)
         self._perform(self._agent.worked(job, outcome))
 
+    async def _sum(self, action: ExpandMask | MaskUpdate | PushMasked) -> None:
+        """A step of a secure sum."""
+        try:
+            if isinstance(action, ExpandMask):
+                await asyncio.to_thread(self._masking.expand, action)
+                self._perform(self._agent.expanded(action.context.hash))
+            elif isinstance(action, MaskUpdate):
+                digest = await asyncio.to_thread(self._masking.mask, action)
+                self._perform(self._agent.masked(action.context.hash, digest))
+            elif await self._upload(action.digest):
+                self._perform(self._agent.masked_pushed(action.context))
+        except (FedloomError, SecureAggregationError) as error:
+            task_id = action.task_id if isinstance(action, PushMasked) else self._agent.task_id
+            self._perform(self._agent.unmaskable(task_id, error))
+
     async def _push(self, action: Push) -> None:
+        try:
+            if await self._upload(action.digest):
+                self._perform(self._agent.pushed(action.task_id))
+        except RefusedError as error:
+            _log.warning("the update of %s can't be handed over: %s", action.task_id, error.message)
+            self._perform(self._agent.undeliverable(action.task_id, error))
+
+    async def _upload(self, digest: bytes) -> bool:
+        """Bring a blob to the coordinator, waiting out a full disk there; False where a new connection has to go on.
+
+        Raises:
+            RefusedError: the coordinator won't have it, or its file is gone.
+        """
         assert self._blob_stub is not None
         wait_s = 1.0
         while True:
             try:
-                if not self._blobs.has(action.digest):
+                if not self._blobs.has(digest):
                     raise RefusedError("update-missing", "the update's file is gone from this site's disk")
-                await upload(self._blob_stub, self._blobs.path(action.digest), action.digest, progress=self._note)
+                await upload(self._blob_stub, self._blobs.path(digest), digest, progress=self._note)
+                return True
             except (UnreachableError, grpc.aio.UsageError) as error:
                 self._reconnect(str(error))
+                return False
             except ResourceError as error:
                 _log.warning("the coordinator can't take the update now: %s; trying again", error.message)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LAST_RETRY_S)
-                continue
             except RefusedError as error:
                 if error.code == "replaced":  # by our own upload on a newer connection
-                    return
-                _log.warning("the update of %s can't be handed over: %s", action.task_id, error.message)
-                self._perform(self._agent.undeliverable(action.task_id, error))
-            else:
-                self._perform(self._agent.pushed(action.task_id))
-            return
+                    return False
+                raise
 
     def _reconnect(self, reason: str) -> None:
         """Begin again with a new connection, where all that is owed is asked for again."""
@@ -309,7 +358,8 @@ class Daemon:
     def _collect_garbage(self, keep: bytes) -> None:
         """Old models and delivered updates go; what the journal still owes to the coordinator stays."""
         owed = {record.update_digest for record in self._store.undelivered()}
-        self._blobs.keep_only({keep, *owed})
+        masked = self._agent.secure.digest
+        self._blobs.keep_only({keep, *owed, *([masked] if masked else [])})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

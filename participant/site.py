@@ -10,12 +10,54 @@ from typing import Final
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field
 
-from wire import ConfigError, Credentials, RefusedError, read_toml, same_key, validate
+from participant.rules import SiteRules
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.policy import SitePolicy
+from wire import (
+    ConfigError,
+    Credentials,
+    RefusedError,
+    commented_toml,
+    load_signing_key,
+    read_toml,
+    same_key,
+    save_signing_key,
+    validate,
+)
+from wire.federation import PublicKey
 
 CONFIG: Final = "participant.toml"
 JOURNAL: Final = "journal.sqlite"
 BLOBS: Final = "blobs"
 IDENTITY: Final = "identity"
+
+
+class SecureRules(BaseModel):
+    """A site's rules for secure sums (``privacy.secure_aggregation.policy.SitePolicy``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    min_cohort: int = Field(default=3, ge=3, le=1_024, description="The fewest participants whose sum is published.")
+    min_corrupt_percent: int = Field(
+        default=10,
+        ge=1,
+        le=33,
+        description="Corrupt participants that a cohort over 100 must be safe against, in per cent.",
+    )
+    min_roster_change: int = Field(
+        default=2, ge=1, le=1_024, description="Rosters are equal or differ by at least so many participants."
+    )
+    remembered_rosters: int = Field(
+        default=5, ge=0, le=32, description="Earlier rosters that a new one is compared with."
+    )
+    min_group: int = Field(default=3, ge=3, le=1_024, description="The smallest group whose sum is published.")
+    max_value_bits: int = Field(default=30, ge=2, le=30, description="The most bits that one value may take.")
+    max_clip_norm: float = Field(default=1e4, gt=0, description="The largest L2 norm that an update may keep.")
+    max_clip_value: float = Field(default=1e3, gt=0, description="The largest single value that an update may keep.")
+
+    def policy(self) -> SitePolicy:
+        """As the protocol's machine takes them."""
+        return SitePolicy(**self.model_dump())
 
 
 class SiteConfig(BaseModel):
@@ -25,20 +67,34 @@ class SiteConfig(BaseModel):
 
     session_address: str = Field(description="Where the coordinator's session service is, host:port.")
     enrolment_address: str = Field(description="Where its enrolment service is, host:port.")
+    root: PublicKey = Field(
+        description="Public key of the federation root, whose word this site takes for who is a member."
+    )
     data: str = Field(description="The site's data source.", min_length=1)
     allow: tuple[str, ...] = Field(
         default=(), description="Python entry points (module:function) on this machine that a plan may name."
     )
     reserve_mb: int = Field(default=512, ge=0, description="Disk space to leave free, in MB.")
+    allow_plain: bool = Field(
+        default=False,
+        description="Take part in runs with plain averaging, too, where the coordinator sees this site's updates.",
+    )
+    secure_aggregation: SecureRules = Field(
+        default=SecureRules(), description="What this site demands of secure sums; no coordinator can override it."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A joined site. ``folder`` is readable by its owner only."""
+    """A joined site. ``folder`` is readable by its owner only.
+
+    ``credentials`` are for TLS; ``signing_key`` is the key that the federation root certifies.
+    """
 
     folder: Path
     config: SiteConfig
     credentials: Credentials
+    signing_key: SigningKey
 
     @property
     def name(self) -> str:
@@ -49,6 +105,16 @@ class Site:
     def federation(self) -> str:
         """The federation's name."""
         return self.credentials.identity.federation
+
+    @property
+    def rules(self) -> SiteRules:
+        """What this site demands of a run."""
+        return SiteRules(allow_plain=self.config.allow_plain, secure=self.config.secure_aggregation.policy())
+
+    @property
+    def root(self) -> bytes:
+        """The federation root's public key, 32 bytes."""
+        return bytes.fromhex(self.config.root)
 
     def renewal_due(self, now: datetime.datetime) -> bool:
         """Whether two thirds of the certificate's life are over."""
@@ -83,30 +149,11 @@ class Site:
                 "Join one first: fedloom participant join TOKEN --data PATH (and the same --home, if you gave one).",
             )
         config = validate(SiteConfig, read_toml(path), str(path))
-        return cls(folder, config, Credentials.load(folder / IDENTITY))
+        return cls(folder, config, Credentials.load(folder / IDENTITY), load_signing_key(folder / IDENTITY))
 
     def save(self) -> None:
         """Write the folder."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.credentials.save(self.folder / IDENTITY)
-        (self.folder / CONFIG).write_text(_toml(self.config), encoding="utf-8")
-
-
-def _toml(config: SiteConfig) -> str:
-    lines = ["# This site's part in the federation. Nothing that comes over the network changes this file.", ""]
-    for key, field in SiteConfig.model_fields.items():
-        value = getattr(config, key)
-        lines.append(f"# {field.description}")
-        if isinstance(value, tuple):
-            lines.append(f"{key} = [{', '.join(_quoted(item) for item in value)}]")
-        else:
-            lines.append(f"{key} = {_quoted(value) if isinstance(value, str) else value}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    if not escaped.isprintable():
-        raise ConfigError(f"{text!r} can't be written to {CONFIG}: it holds a control character")
-    return f'"{escaped}"'
+        save_signing_key(self.folder / IDENTITY, self.signing_key)
+        (self.folder / CONFIG).write_text(commented_toml(self.config), encoding="utf-8")

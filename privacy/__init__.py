@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from privacy.transcript import TranscriptError, digest, encode
+from privacy.transcript import TranscriptError, decode, digest, encode
 
-__all__ = ["TranscriptError", "digest", "encode"]
+__all__ = ["TranscriptError", "decode", "digest", "encode"]

@@ -1,4 +1,4 @@
-"""Canonical, injective encoding of plain values, and labelled digests over it.
+"""Canonical, injective encoding of plain values, its strict inverse, and labelled digests over it.
 
 Everything that two parties must agree on before they act (a plan, a round's context) is hashed through this module, so
 that both hash the same bytes and no two different values share them. The encoding is type-length-value:
@@ -33,7 +33,7 @@ _HEAD: Final = struct.Struct(">cQ")
 
 
 class TranscriptError(ValueError):
-    """A value that has no canonical encoding.
+    """A value that has no canonical encoding, or bytes that aren't one.
 
     It carries what the front door prints: ``code``, ``message``, ``hint`` and ``exit_code``.
     """
@@ -127,6 +127,82 @@ def encode(value: object) -> bytes:
         TranscriptError: For NaN, lone surrogates, keys that aren't strings, too deep nesting and other types.
     """
     return _encode(value, 0)
+
+
+def _decode_content(tag: bytes, content: memoryview, depth: int) -> object:
+    if tag == b"N":
+        return None
+    if tag == b"B":
+        return bytes(content) == b"\x01"
+    if tag == b"I":
+        return int.from_bytes(content, "big", signed=True)
+    if tag == b"F":
+        return float(struct.unpack(">d", content)[0])
+    if tag == b"S":
+        return str(content, "utf-8")
+    if tag == b"Y":
+        return bytes(content)
+    if tag not in (b"L", b"D"):
+        raise TranscriptError(f"no type has the tag 0x{tag.hex()}")
+    items: list[object] = []
+    while content:
+        item, content = _decode(content, depth + 1)
+        items.append(item)
+    if tag == b"L":
+        return tuple(items)
+    keys = items[::2]
+    # A list as a key would not even be hashable; other types would come out as other keys than were read.
+    if not all(isinstance(key, str) for key in keys):
+        raise TranscriptError("a key must be a string")
+    return dict(zip(keys, items[1::2], strict=True))
+
+
+def _decode(data: memoryview, depth: int) -> tuple[object, memoryview]:
+    if depth > MAX_DEPTH:
+        raise TranscriptError(f"an encoding nests deeper than {MAX_DEPTH} levels")
+    if len(data) < _HEAD.size:
+        raise TranscriptError("an encoding ends within a tag or length")
+    tag, length = _HEAD.unpack_from(data)
+    content, rest = data[_HEAD.size : _HEAD.size + length], data[_HEAD.size + length :]
+    if len(content) != length:
+        raise TranscriptError(f"an encoding promises {length} bytes and ends after {len(content)}")
+    return _decode_content(tag, content, depth), rest
+
+
+def decode(data: bytes) -> object:
+    """Decode one canonical encoding, and nothing else.
+
+    >>> decode(encode({"round": 3, "members": ["a", "b"]}))
+    {'members': ('a', 'b'), 'round': 3}
+
+    Formal Guarantees:
+        The inverse of :func:`encode`: whatever is returned encodes to exactly ``data``. So no two inputs decode to one
+        value, and a signature or digest over the input and one over the value are the same thing. The
+        memory used is in proportion to the input's own length, whatever lengths it claims.
+
+    Args:
+        data: The whole encoding of one value, with nothing behind it.
+
+    Returns:
+        The value; a list comes back as a tuple, a dict with its keys in canonical order.
+
+    Raises:
+        TranscriptError: If the input is cut off, has bytes left over, nests deeper than ``MAX_DEPTH``, or is any other
+            form than the canonical one (an unknown tag, a padded integer, NaN, unsorted or repeated keys).
+    """
+    try:
+        value, rest = _decode(memoryview(data), 0)
+    except (struct.error, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, TranscriptError):
+            raise
+        raise TranscriptError(f"not a canonical encoding: {error}") from error
+    if rest:
+        raise TranscriptError(f"an encoding has {len(rest)} bytes behind it")
+    # Comparing the round trip settles every case at once: padded integers, booleans other than 0 and 1, a None with
+    # content, repeated or unsorted keys. What encode() refuses (NaN) is refused here as well.
+    if encode(value) != data:
+        raise TranscriptError("an encoding isn't in its canonical form")
+    return value
 
 
 def digest(label: str, value: object) -> bytes:

@@ -69,6 +69,7 @@ class Status(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     run_id: _builtins.str
     state: _builtins.str
@@ -81,6 +82,8 @@ class Status(_message.Message):
     """last committed"""
     message: _builtins.str
     """one sentence for a person: what it is waiting for"""
+    root: _builtins.str
+    """for a person: where the federation root is, and who waits for its signature"""
     @_builtins.property
     def model(self) -> _session_pb2.Blob: ...
     @_builtins.property
@@ -105,10 +108,11 @@ class Status(_message.Message):
         history: _abc.Iterable[Global___RoundStatus] | None = ...,
         refusals: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         message: _builtins.str = ...,
+        root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -477,3 +481,161 @@ class ExportReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportReply: _TypeAlias = ExportReply  # noqa: Y015
+
+@_typing.final
+class MembersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    after: _builtins.int
+    """entries that the caller has already"""
+    def __init__(
+        self,
+        *,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembersRequest: _TypeAlias = MembersRequest  # noqa: Y015
+
+@_typing.final
+class MembersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEDERATION_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    ROOT_HERE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    federation: _builtins.str
+    root: _builtins.bytes
+    """the root's Ed25519 key, 32 bytes"""
+    root_here: _builtins.bool
+    """the root's private key is in the coordinator's own state folder"""
+    total: _builtins.int
+    head: _builtins.bytes
+    """hash of the last entry, 32 bytes"""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.MemberEntry]:
+        """in order; at most 4,096 a reply"""
+
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingMember]: ...
+    def __init__(
+        self,
+        *,
+        federation: _builtins.str = ...,
+        root: _builtins.bytes = ...,
+        root_here: _builtins.bool = ...,
+        total: _builtins.int = ...,
+        head: _builtins.bytes = ...,
+        entries: _abc.Iterable[_session_pb2.MemberEntry] | None = ...,
+        pending: _abc.Iterable[Global___PendingMember] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "federation", b"federation", "head", b"head", "pending", b"pending", "root", b"root", "root_here", b"root_here", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MembersReply: _TypeAlias = MembersReply  # noqa: Y015
+
+@_typing.final
+class PendingMember(_message.Message):
+    """A member whose key the root has not certified."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    role: _builtins.str
+    """"participant" or "coordinator" """
+    public_key: _builtins.bytes
+    binding: _builtins.bytes
+    """SHA-256 of the TLS signing request that came with it"""
+    signature: _builtins.bytes
+    """of public_key, over all of the above"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        binding: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "name", b"name", "public_key", b"public_key", "role", b"role", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingMember: _TypeAlias = PendingMember  # noqa: Y015
+
+@_typing.final
+class ImportMembersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """entries of the whole list"""
+    head: _builtins.bytes
+    """hash of its last entry"""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.MemberEntry]:
+        """in order; entries that are there already may stand in front"""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[_session_pb2.MemberEntry] | None = ...,
+        total: _builtins.int = ...,
+        head: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "head", b"head", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportMembersRequest: _TypeAlias = ImportMembersRequest  # noqa: Y015
+
+@_typing.final
+class ImportMembersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    added: _builtins.int
+    total: _builtins.int
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names that still wait"""
+
+    def __init__(
+        self,
+        *,
+        added: _builtins.int = ...,
+        total: _builtins.int = ...,
+        pending: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "pending", b"pending", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportMembersReply: _TypeAlias = ImportMembersReply  # noqa: Y015

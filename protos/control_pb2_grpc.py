@@ -64,6 +64,16 @@ class ControlStub:
                 request_serializer=protos_dot_control__pb2.ExportRequest.SerializeToString,
                 response_deserializer=protos_dot_control__pb2.ExportReply.FromString,
                 _registered_method=True)
+        self.GetMembers = channel.unary_unary(
+                '/fedloom.v1.Control/GetMembers',
+                request_serializer=protos_dot_control__pb2.MembersRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.MembersReply.FromString,
+                _registered_method=True)
+        self.ImportMembers = channel.unary_unary(
+                '/fedloom.v1.Control/ImportMembers',
+                request_serializer=protos_dot_control__pb2.ImportMembersRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.ImportMembersReply.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -108,6 +118,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMembers(self, request, context):
+        """The member list, and who waits for the federation root's signature.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportMembers(self, request, context):
+        """Entries that the root has signed elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -140,6 +164,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Export,
                     request_deserializer=protos_dot_control__pb2.ExportRequest.FromString,
                     response_serializer=protos_dot_control__pb2.ExportReply.SerializeToString,
+            ),
+            'GetMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMembers,
+                    request_deserializer=protos_dot_control__pb2.MembersRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.MembersReply.SerializeToString,
+            ),
+            'ImportMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportMembers,
+                    request_deserializer=protos_dot_control__pb2.ImportMembersRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.ImportMembersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -304,6 +338,60 @@ class Control:
             '/fedloom.v1.Control/Export',
             protos_dot_control__pb2.ExportRequest.SerializeToString,
             protos_dot_control__pb2.ExportReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedloom.v1.Control/GetMembers',
+            protos_dot_control__pb2.MembersRequest.SerializeToString,
+            protos_dot_control__pb2.MembersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedloom.v1.Control/ImportMembers',
+            protos_dot_control__pb2.ImportMembersRequest.SerializeToString,
+            protos_dot_control__pb2.ImportMembersReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,10 @@ class ControlStub:
     """End the run now; what is committed stays."""
     Export: _grpc.UnaryUnaryMultiCallable[_control_pb2.ExportRequest, _control_pb2.ExportReply]
     """Where a version of the model is; its content is fetched with Blobs.Download."""
+    GetMembers: _grpc.UnaryUnaryMultiCallable[_control_pb2.MembersRequest, _control_pb2.MembersReply]
+    """The member list, and who waits for the federation root's signature."""
+    ImportMembers: _grpc.UnaryUnaryMultiCallable[_control_pb2.ImportMembersRequest, _control_pb2.ImportMembersReply]
+    """Entries that the root has signed elsewhere."""
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -53,6 +57,10 @@ class ControlAsyncStub(ControlStub):
     """End the run now; what is committed stays."""
     Export: _aio.UnaryUnaryMultiCallable[_control_pb2.ExportRequest, _control_pb2.ExportReply]  # type: ignore[assignment]
     """Where a version of the model is; its content is fetched with Blobs.Download."""
+    GetMembers: _aio.UnaryUnaryMultiCallable[_control_pb2.MembersRequest, _control_pb2.MembersReply]  # type: ignore[assignment]
+    """The member list, and who waits for the federation root's signature."""
+    ImportMembers: _aio.UnaryUnaryMultiCallable[_control_pb2.ImportMembersRequest, _control_pb2.ImportMembersReply]  # type: ignore[assignment]
+    """Entries that the root has signed elsewhere."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -99,5 +107,21 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ExportReply, _abc.Awaitable[_control_pb2.ExportReply]]:
         """Where a version of the model is; its content is fetched with Blobs.Download."""
+
+    @_abc_1.abstractmethod
+    def GetMembers(
+        self,
+        request: _control_pb2.MembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.MembersReply, _abc.Awaitable[_control_pb2.MembersReply]]:
+        """The member list, and who waits for the federation root's signature."""
+
+    @_abc_1.abstractmethod
+    def ImportMembers(
+        self,
+        request: _control_pb2.ImportMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ImportMembersReply, _abc.Awaitable[_control_pb2.ImportMembersReply]]:
+        """Entries that the root has signed elsewhere."""
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,23 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from protos import session_pb2 as protos_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/enrolment.proto\x12\nfedloom.v1\"W\n\x0c\x45nrolRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63sr_pem\x18\x04 \x01(\x0c\"b\n\nEnrolReply\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x17\n\x0fsession_address\x18\x04 \x01(\t\")\n\x0e\x45xplainRequest\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"L\n\x0c\x45xplainReply\x12\x0f\n\x07welcome\x18\x01 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t2\x87\x01\n\tEnrolment\x12\x39\n\x05\x45nrol\x12\x18.fedloom.v1.EnrolRequest\x1a\x16.fedloom.v1.EnrolReply\x12?\n\x07\x45xplain\x12\x1a.fedloom.v1.ExplainRequest\x1a\x18.fedloom.v1.ExplainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/enrolment.proto\x12\nfedloom.v1\x1a\x14protos/session.proto\"\x83\x01\n\x0c\x45nrolRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06secret\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63sr_pem\x18\x04 \x01(\x0c\x12\x13\n\x0bsigning_key\x18\x05 \x01(\x0c\x12\x15\n\rsigning_proof\x18\x06 \x01(\x0c\"\x8c\x01\n\nEnrolReply\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63\x61_pem\x18\x03 \x01(\x0c\x12\x17\n\x0fsession_address\x18\x04 \x01(\t\x12(\n\x07members\x18\x05 \x03(\x0b\x32\x17.fedloom.v1.MemberEntry\")\n\x0e\x45xplainRequest\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"L\n\x0c\x45xplainReply\x12\x0f\n\x07welcome\x18\x01 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t2\x87\x01\n\tEnrolment\x12\x39\n\x05\x45nrol\x12\x18.fedloom.v1.EnrolRequest\x1a\x16.fedloom.v1.EnrolReply\x12?\n\x07\x45xplain\x12\x1a.fedloom.v1.ExplainRequest\x1a\x18.fedloom.v1.ExplainReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.enrolment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENROLREQUEST']._serialized_start=38
-  _globals['_ENROLREQUEST']._serialized_end=125
-  _globals['_ENROLREPLY']._serialized_start=127
-  _globals['_ENROLREPLY']._serialized_end=225
-  _globals['_EXPLAINREQUEST']._serialized_start=227
-  _globals['_EXPLAINREQUEST']._serialized_end=268
-  _globals['_EXPLAINREPLY']._serialized_start=270
-  _globals['_EXPLAINREPLY']._serialized_end=346
-  _globals['_ENROLMENT']._serialized_start=349
-  _globals['_ENROLMENT']._serialized_end=484
+  _globals['_ENROLREQUEST']._serialized_start=61
+  _globals['_ENROLREQUEST']._serialized_end=192
+  _globals['_ENROLREPLY']._serialized_start=195
+  _globals['_ENROLREPLY']._serialized_end=335
+  _globals['_EXPLAINREQUEST']._serialized_start=337
+  _globals['_EXPLAINREQUEST']._serialized_end=378
+  _globals['_EXPLAINREPLY']._serialized_start=380
+  _globals['_EXPLAINREPLY']._serialized_end=456
+  _globals['_ENROLMENT']._serialized_start=459
+  _globals['_ENROLMENT']._serialized_end=594
 # @@protoc_insertion_point(module_scope)

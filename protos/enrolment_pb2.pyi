@@ -5,8 +5,11 @@ Joining a federation: the only service without a client certificate. It listens 
 coordinator's certificate, which the newcomer checks against the CA fingerprint inside its token.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from protos import session_pb2 as _session_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,6 +29,8 @@ class EnrolRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     CSR_PEM_FIELD_NUMBER: _builtins.int
+    SIGNING_KEY_FIELD_NUMBER: _builtins.int
+    SIGNING_PROOF_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     name: _builtins.str
     """of the participant, as invited"""
@@ -33,6 +38,10 @@ class EnrolRequest(_message.Message):
     """32 bytes of the token"""
     csr_pem: _builtins.bytes
     """PKCS #10, at most 16 KiB"""
+    signing_key: _builtins.bytes
+    """32 bytes, Ed25519: the key that the federation root is to certify"""
+    signing_proof: _builtins.bytes
+    """64 bytes: its signature over federation, name, key and the hash of csr_pem"""
     def __init__(
         self,
         *,
@@ -40,10 +49,12 @@ class EnrolRequest(_message.Message):
         name: _builtins.str = ...,
         secret: _builtins.bytes = ...,
         csr_pem: _builtins.bytes = ...,
+        signing_key: _builtins.bytes = ...,
+        signing_proof: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "name", b"name", "protocol_version", b"protocol_version", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr_pem", b"csr_pem", "name", b"name", "protocol_version", b"protocol_version", "secret", b"secret", "signing_key", b"signing_key", "signing_proof", b"signing_proof"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -57,12 +68,17 @@ class EnrolReply(_message.Message):
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     CA_PEM_FIELD_NUMBER: _builtins.int
     SESSION_ADDRESS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     certificate_pem: _builtins.bytes
     """the newcomer's"""
     ca_pem: _builtins.bytes
     session_address: _builtins.str
     """host:port of the mutual TLS services"""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.MemberEntry]:
+        """the member list from its first entry on; at most 4,096, the session brings more"""
+
     def __init__(
         self,
         *,
@@ -70,10 +86,11 @@ class EnrolReply(_message.Message):
         certificate_pem: _builtins.bytes = ...,
         ca_pem: _builtins.bytes = ...,
         session_address: _builtins.str = ...,
+        members: _abc.Iterable[_session_pb2.MemberEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "federation", b"federation", "session_address", b"session_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_pem", b"ca_pem", "certificate_pem", b"certificate_pem", "federation", b"federation", "members", b"members", "session_address", b"session_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,7 @@ class FromParticipant(_message.Message):
     DECLINED_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_in(self) -> Global___CheckIn: ...
     @_builtins.property
@@ -70,6 +71,8 @@ class FromParticipant(_message.Message):
     def leave(self) -> Global___Leave: ...
     @_builtins.property
     def ready(self) -> Global___Ready: ...
+    @_builtins.property
+    def statement(self) -> Global___Statement: ...
     def __init__(
         self,
         *,
@@ -80,12 +83,13 @@ class FromParticipant(_message.Message):
         declined: Global___Declined | None = ...,
         leave: Global___Leave | None = ...,
         ready: Global___Ready | None = ...,
+        statement: Global___Statement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "update_ready", b"update_ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "update_ready", b"update_ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready", "statement"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -102,6 +106,8 @@ class FromCoordinator(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
     RUN_FINISHED_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    STATEMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -116,6 +122,10 @@ class FromCoordinator(_message.Message):
     def committed(self) -> Global___Committed: ...
     @_builtins.property
     def run_finished(self) -> Global___RunFinished: ...
+    @_builtins.property
+    def members(self) -> Global___Members: ...
+    @_builtins.property
+    def statement(self) -> Global___Statement: ...
     def __init__(
         self,
         *,
@@ -126,16 +136,45 @@ class FromCoordinator(_message.Message):
         cancel: Global___Cancel | None = ...,
         committed: Global___Committed | None = ...,
         run_finished: Global___RunFinished | None = ...,
+        members: Global___Members | None = ...,
+        statement: Global___Statement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "committed", b"committed", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "committed", b"committed", "members", b"members", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "statement", b"statement", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "committed", b"committed", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "committed", b"committed", "members", b"members", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "statement", b"statement", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "rejection", "task", "receipt", "cancel", "committed", "run_finished"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "rejection", "task", "receipt", "cancel", "committed", "run_finished", "members", "statement"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___FromCoordinator: _TypeAlias = FromCoordinator  # noqa: Y015
+
+@_typing.final
+class Statement(_message.Message):
+    """A statement of a secure sum, signed by whoever makes it. The body is canonical (privacy.transcript) and the very bytes
+    that are signed, hashed and kept as evidence; its kinds and fields are those of privacy.secure_aggregation.statements.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    body: _builtins.bytes
+    signature: _builtins.bytes
+    """64 bytes, Ed25519"""
+    def __init__(
+        self,
+        *,
+        body: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Statement: _TypeAlias = Statement  # noqa: Y015
 
 @_typing.final
 class CheckIn(_message.Message):
@@ -145,18 +184,22 @@ class CheckIn(_message.Message):
 
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     SOFTWARE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     software: _builtins.str
     """"fedloom 0.1.0", for the operator's eyes only"""
+    members: _builtins.int
+    """entries of the member list that it has pinned: only what follows is sent"""
     def __init__(
         self,
         *,
         protocol_version: _builtins.int = ...,
         software: _builtins.str = ...,
+        members: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol_version", b"protocol_version", "software", b"software"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "protocol_version", b"protocol_version", "software", b"software"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -197,6 +240,66 @@ class Welcome(_message.Message):
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
 
 @_typing.final
+class MemberEntry(_message.Message):
+    """One line of the federation's member list: who was added or removed, signed by the federation root."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    body: _builtins.bytes
+    """canonical encoding (privacy.secure_aggregation.members), under 4 KiB"""
+    signature: _builtins.bytes
+    """64 bytes, Ed25519, by the root"""
+    def __init__(
+        self,
+        *,
+        body: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberEntry: _TypeAlias = MemberEntry  # noqa: Y015
+
+@_typing.final
+class Members(_message.Message):
+    """What the participant doesn't have yet of the member list. Follows each Welcome, and comes whenever the list grows. The
+    participant checks that it continues the list that it has pinned, and leaves where it doesn't.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """entries of the coordinator's list"""
+    head: _builtins.bytes
+    """hash of its last entry, 32 bytes"""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEntry]:
+        """in order; at most 4,096, more in further messages"""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___MemberEntry] | None = ...,
+        total: _builtins.int = ...,
+        head: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "head", b"head", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Members: _TypeAlias = Members  # noqa: Y015
+
+@_typing.final
 class Ready(_message.Message):
     """The participant has read the plan, agrees with it, and built its model and data: tasks may come."""
 
@@ -209,7 +312,7 @@ class Ready(_message.Message):
     manifest_hash: _builtins.bytes
     """of the model it built; must be the plan's"""
     examples: _builtins.int
-    """records in its training set"""
+    """records in its training set; 0 under secure aggregation, which doesn't tell"""
     def __init__(
         self,
         *,

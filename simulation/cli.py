@@ -146,7 +146,7 @@ def _progress(settings: FederationConfig, *, as_json: bool) -> Iterator[Callable
         def watch(event: Event) -> None:
             if event.kind == "alone" and alone is not None:
                 progress.advance(alone)
-            elif event.kind == "update_ready":
+            elif event.kind == "trained":
                 progress.advance(together)
             elif event.round is not None:
                 progress.update(together, advance=1, note=f"round {event.round.number} of {count}")

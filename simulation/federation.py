@@ -14,16 +14,38 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from coordinator.aggregation import merge_blobs
+from coordinator.aggregation import merge_blobs, reveal
 from coordinator.hub import Action as HubAction
-from coordinator.hub import Check, Close, Hub, Merge, Send
+from coordinator.hub import Check, Close, Find, Hub, Merge, Send, Unmask, Wake
 from coordinator.planning import make_plan, next_run_id, run_records
 from coordinator.rounds import Round, RunState
 from coordinator.store import Invitation, Member, MemberState, Store, open_store
-from participant.agent import Abandon, Agent, Fetch, Finished, Prepare, Push, Reconnect, Say, Work
-from participant.agent import Action as AgentAction
+from core_model.config import LearningConfig
+from participant.actions import (
+    Abandon,
+    DropMask,
+    ExpandMask,
+    Fetch,
+    Finished,
+    MaskUpdate,
+    Prepare,
+    Push,
+    PushMasked,
+    Reconnect,
+    Say,
+    Work,
+)
+from participant.actions import Action as AgentAction
+from participant.agent import Agent
+from participant.masking import MASKS, Masking
+from participant.membership import PinnedMembers
+from participant.rules import SiteRules
 from participant.store import ParticipantStore
 from participant.work import Job, Outcome, Prepared
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.identities import COORDINATOR_NAME, Role
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.members import FederationRoot, MemberList
 from protos import session_pb2 as pb
 from simulation import workers as work
 from simulation.clock import VirtualClock
@@ -55,6 +77,23 @@ class Event:
     round: Round | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Identities:
+    """The signing keys of a simulated federation. They are new in each simulation and never influence the model.
+
+    Attributes:
+        root: Certifies the others; in memory only.
+        members: The verified list of the coordinator and all participants.
+        signing_key: The coordinator's key.
+        participants: The participants' keys, by name.
+    """
+
+    root: FederationRoot
+    members: MemberList
+    signing_key: SigningKey
+    participants: dict[str, SigningKey]
+
+
 class _Participant:
     """A simulated site: the agent, its journal, and its virtual pace."""
 
@@ -64,7 +103,24 @@ class _Participant:
         folder.mkdir()
         self.store = ParticipantStore(folder / "journal.sqlite")
         self.blobs = BlobStore(folder / "blobs")
-        self.agent = Agent(self.name, self.store, software=software())
+        self.signing_key = federation.identities.participants[self.name]
+        # The list doesn't grow while a simulation runs, so nothing has to be kept.
+        pinned = PinnedMembers(federation.identities.members, lambda entries: None)
+        # On one machine there is nobody to hide from: plain averaging is allowed if the configuration asks for it.
+        rules = SiteRules(allow_plain=True)
+        clock = federation.clock
+        self.agent = Agent(
+            self.name,
+            self.store,
+            pinned,
+            key=self.signing_key,
+            rules=rules,
+            software=software(),
+            clock=lambda: clock.now_s,
+        )
+        self.masking = Masking(folder / MASKS, self.name, self.store, self.blobs)
+        self.examples = 0
+        self.outcomes: dict[int, Outcome] = {}
         self._federation = federation
         self._abandoned: set[str] = set()
 
@@ -85,6 +141,10 @@ class _Participant:
                 self._push(action)
             elif isinstance(action, Abandon):
                 self._abandoned.add(action.task_id)
+            elif isinstance(action, ExpandMask | MaskUpdate | PushMasked):
+                self._later(0.0, functools.partial(self._sum, action))
+            elif isinstance(action, DropMask):
+                self.masking.drop(action.context)
             elif isinstance(action, Reconnect):
                 self.perform(self.agent.connected())
             elif not isinstance(action, Finished):
@@ -96,7 +156,9 @@ class _Participant:
         self._federation.clock.after(self.agent.lease_s / 4, self.beat)
 
     def _prepared(self, future: concurrent.futures.Future[Prepared]) -> list[AgentAction]:
-        return self.agent.prepared(future.result())
+        prepared = future.result()
+        self.examples = prepared.examples
+        return self.agent.prepared(prepared)
 
     def _later(self, delay_s: float, what: Callable[[], list[AgentAction]]) -> None:
         self._federation.clock.after(delay_s, lambda: self.perform(what()))
@@ -113,7 +175,10 @@ class _Participant:
             future.cancel()
             return []
         try:
-            return self.agent.worked(job, future.result())
+            outcome = future.result()
+            self.outcomes[job.round] = outcome
+            self._federation.watch(Event("trained", self.name))
+            return self.agent.worked(job, outcome)
         except Exception as error:
             if not hasattr(error, "code"):
                 raise
@@ -130,6 +195,25 @@ class _Participant:
         self._federation.blobs.put_file(self.blobs.path(action.digest))
         self.blobs.remove(action.digest)
         self._later(0.0, functools.partial(self.agent.pushed, action.task_id))
+
+    def _sum(self, action: ExpandMask | MaskUpdate | PushMasked) -> list[AgentAction]:
+        """A step of a secure sum, as the daemon does it."""
+        federation = self._federation
+        try:
+            if isinstance(action, ExpandMask):
+                self.masking.expand(action)
+                return self.agent.expanded(action.context.hash)
+            if isinstance(action, MaskUpdate):
+                return self.agent.masked(action.context.hash, self.masking.mask(action))
+            federation.hub.may_upload(self.name, action.digest, action.size)
+            federation.blobs.put_file(self.blobs.path(action.digest))
+            self.blobs.remove(action.digest)
+            return self.agent.masked_pushed(action.context)
+        except Exception as error:
+            if not hasattr(error, "code"):
+                raise
+            task_id = action.task_id if isinstance(action, PushMasked) else self.agent.task_id
+            return self.agent.unmaskable(task_id, error)
 
 
 class Federation:
@@ -157,13 +241,16 @@ class Federation:
         place.mkdir()
         self.blobs = BlobStore(place / "blobs")
         self.store = open_store(place / "coordinator.sqlite")
-        self.plan: RunPlan = make_plan(config, next_run_id(config.federation.name, None), initial)
+        metrics = LearningConfig.model_validate(config.learning()).metrics()
+        self.plan: RunPlan = make_plan(config, next_run_id(config.federation.name, None), initial, metrics)
         self.blobs.put_file(initial)
         self.store.create_run(*run_records(self.plan, self.clock.now_s))
         institutions = config.simulation.institutions
-        _enrol(self.store, [item.name for item in institutions], self.clock.now_s)
-        self.hub = Hub(self.store, self.plan, lease_s=config.coordinator.lease_s, now_s=self.clock.now_s)
-        self._watch = watch
+        names = [item.name for item in institutions]
+        self.identities = _enrol(self.store, config.federation.name, names, self.clock.now_s)
+        lease_s = config.coordinator.lease_s
+        self.hub = Hub(self.store, self.plan, self.identities, lease_s=lease_s, now_s=self.clock.now_s)
+        self.watch = watch
         self.participants = {item.name: _Participant(self, item, folder / item.name) for item in institutions}
 
     def run(self) -> RunState:
@@ -188,7 +275,10 @@ class Federation:
 
     def _stuck(self) -> bool:
         current = self.hub.machine.state.open_round()
-        return current is not None and any(seat.attempt > _ATTEMPTS for seat in current.seats.values())
+        if current is None:
+            return False
+        failed = sum(1 for attempt in current.attempts if attempt.failed is not None)
+        return failed > _ATTEMPTS or any(seat.attempt > _ATTEMPTS for seat in current.seats.values())
 
     def _complaints(self) -> str:
         current = self.hub.machine.state.open_round()
@@ -198,6 +288,7 @@ class Federation:
         """Close the stores."""
         self.store.close()
         for participant in self.participants.values():
+            participant.masking.close()
             participant.store.close()
 
     def to_hub(self, name: str, message: pb.FromParticipant) -> None:
@@ -209,7 +300,7 @@ class Federation:
         )
         kind = message.WhichOneof("body") or ""
         if kind != "progress":
-            self.clock.after(0.0, lambda: self._watch(Event(kind, name)))
+            self.clock.after(0.0, lambda: self.watch(Event(kind, name)))
 
     def _perform(self, actions: Iterable[HubAction]) -> None:
         for action in actions:
@@ -219,9 +310,13 @@ class Federation:
                 self.clock.after(0.0, functools.partial(self._check, action))
             elif isinstance(action, Merge):
                 self.clock.after(0.0, functools.partial(self._merge, action))
+            elif isinstance(action, Find):
+                self.clock.after(0.0, functools.partial(self._find, action))
+            elif isinstance(action, Unmask):
+                self.clock.after(0.0, functools.partial(self._unmask, action))
             elif isinstance(action, Close):
                 self.hub.disconnected(action.peer, self.clock.now_s)
-            else:
+            elif isinstance(action, Wake):
                 self.clock.at(action.at_s, lambda: self._perform(self.hub.tick(self.clock.now_s)))
 
     def _to_participant(self, name: str, message: pb.FromCoordinator) -> None:
@@ -240,19 +335,62 @@ class Federation:
             error = refused
         self._perform(self.hub.checked(check, error, self.clock.now_s))
 
+    def _find(self, find: Find) -> None:
+        missing = RefusedError("update-missing", f"{find.peer} announced a masked update that isn't here")
+        error = None if self.blobs.has(find.digest) else missing
+        self._perform(self.hub.found(find, error, self.clock.now_s))
+
+    def _unmask(self, action: Unmask) -> None:
+        try:
+            revealed = reveal(self.blobs, action.order)
+        except SecureAggregationError as error:
+            self._perform(self.hub.implausible(action.order, error, self.clock.now_s))
+            return
+        self._perform(self.hub.unmasked(action.order, revealed, self.clock.now_s))
+
+    def shown(self, item: Round) -> Round:
+        """A round with each institution's own figures in its seats.
+
+        Under secure sums the coordinator doesn't have them; who simulates a federation on one machine sees the
+        institutions' side, too.
+        """
+        if self.plan.secure is None:
+            return item
+        seats = {}
+        for name, seat in item.seats.items():
+            own = self.participants[name].outcomes.get(item.number)
+            seats[name] = (
+                seat
+                if own is None
+                else dataclasses.replace(seat, examples=own.examples, metrics=own.metrics, evaluation=own.evaluation)
+            )
+        return dataclasses.replace(item, seats=seats)
+
     def _merge(self, action: Merge) -> None:
         merged = merge_blobs(self.blobs, self.plan, action.order, action.base)
         actions = self.hub.merged(action.order, merged.digest.hex(), merged.size, merged.state, self.clock.now_s)
         state = self.hub.machine.state
         committed = next(item for item in reversed(state.rounds) if item.version == state.version)
-        self._watch(Event("committed", round=committed))
+        self.watch(Event("committed", round=self.shown(committed)))
         self._perform(actions)
         self.blobs.keep_only(self.hub.blobs_in_use())
 
 
-def _enrol(store: Store, names: list[str], now_s: float) -> None:
-    """Put the institutions into the roster. Nothing is certified: there is no network to certify anyone for."""
+def _enrol(store: Store, federation: str, names: list[str], now_s: float) -> Identities:
+    """Put the institutions into the roster and the member list.
+
+    There are no TLS certificates, since there is no network to show them on; signing keys there are.
+    """
+    root = FederationRoot(federation, SigningKey.generate())
+    coordinator = SigningKey.generate()
+    keys = {name: SigningKey.generate() for name in names}
+    entries = [root.add(root.empty(), Role.COORDINATOR, COORDINATOR_NAME, coordinator.public)]
+    members = root.empty().extend(entries)
     for name in names:
+        members = members.extend([root.add(members, Role.PARTICIPANT, name, keys[name].public)])
         secret_hash = name.encode().ljust(32, b"\0")[:32]
         store.invite(Invitation(name=name, secret_hash=secret_hash, expires_s=now_s + 60.0))
-        store.enrol(Member(name=name, state=MemberState.ENROLLED, since_s=now_s), secret_hash, now_s)
+        member = Member(name=name, state=MemberState.ENROLLED, since_s=now_s, signing_key=keys[name].public)
+        store.enrol(member, secret_hash, now_s)
+    store.append_member_entries(members.entries)
+    return Identities(root, members, coordinator, keys)

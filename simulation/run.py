@@ -150,7 +150,8 @@ def _record(
     gallery: list[report.Retrieval],
 ) -> report.RunRecord:
     plan = federation.plan
-    final = state.rounds[-1]
+    rounds = [federation.shown(item) for item in state.rounds]
+    final = rounds[-1]
     metrics = _reported(alone, final)
     return report.RunRecord(
         title=f"Federation {plan.federation}",
@@ -167,11 +168,11 @@ def _record(
             report.Institution(
                 name=name,
                 data=federation.workers.data(name),
-                examples=federation.hub.presence[name].examples,
+                examples=site.examples,
             )
-            for name in federation.participants
+            for name, site in federation.participants.items()
         ),
-        rounds=tuple(_round(item) for item in state.rounds if item.purpose == "train"),
+        rounds=tuple(_round(item) for item in rounds if item.purpose == "train"),
         final={name: seat.evaluation for name, seat in final.seats.items() if seat.evaluation}
         if final.purpose == "evaluate"
         else {},

@@ -186,9 +186,16 @@ def commented_toml(config: BaseModel, tables: Mapping[str, BaseModel] | None = N
         tables: Models to show in place of sections that ``config`` holds as plain dicts.
     """
     lines = _comment(_summary(type(config)), "")
+    sections: list[tuple[str, object, str]] = []
     for name, field in type(config).model_fields.items():
         shown = (tables or {}).get(name, getattr(config, name))
-        _section(lines, name, shown, _describe(type(config), name, field))
+        description = _describe(type(config), name, field)
+        if isinstance(shown, BaseModel | Mapping):
+            sections.append((name, shown, description))
+        else:
+            _key_line(lines, name, field, shown, description)
+    for name, shown, description in sections:
+        _section(lines, name, shown, description)
     return "\n".join(lines).strip() + "\n"
 
 
@@ -214,12 +221,16 @@ def _fields(lines: list[str], path: str, value: BaseModel) -> None:
         if isinstance(item, BaseModel):
             later.append((name, item, description))
             continue
-        allowed = _range(field)
-        lines.extend(_comment(f"{description} ({allowed})" if allowed else description, ""))
-        # A key without a value can't be written in TOML; it stays there as a comment.
-        lines.append(f"# {name} = " if item is None else f"{name} = {_toml(item)}")
+        _key_line(lines, name, field, item, description)
     for name, item, description in later:
         _section(lines, f"{path}.{name}", item, description)
+
+
+def _key_line(lines: list[str], name: str, field: FieldInfo, value: object, description: str) -> None:
+    allowed = _range(field)
+    lines.extend(_comment(f"{description} ({allowed})" if allowed else description, ""))
+    # A key without a value can't be written in TOML; it stays there as a comment.
+    lines.append(f"# {name} = " if value is None else f"{name} = {_toml(value)}")
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -10,9 +10,12 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from wire.config import read_toml, validate
 from wire.names import Name
-from wire.plan import AggregationSpec, Frozen, RoundsSpec
+from wire.plan import AggregationSpec, Frozen, RoundsSpec, SecureSpec
 
 Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""An Ed25519 public key in small hexadecimal letters."""
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -20,6 +23,11 @@ class FederationSection(Frozen):
     """Who we are."""
 
     name: Name = Field(default="emoji-demo", description="The federation's name: small letters, digits, hyphens.")
+    root: PublicKey | None = Field(
+        default=None,
+        description="Public key of a federation root that is kept apart (fedloom federation init prints it): only its "
+        "holder can add members. Left out, the coordinator makes a root in its own state folder.",
+    )
 
 
 class CoordinatorSection(Frozen):
@@ -109,6 +117,9 @@ class FederationConfig(Frozen):
     rounds: RoundsSpec = Field(default=RoundsSpec(), description="How a run proceeds, round by round.")
     aggregation: AggregationSpec = Field(
         default=AggregationSpec(), description="How the updates of a round become the next version of the model."
+    )
+    secure_aggregation: SecureSpec = Field(
+        default=SecureSpec(), description='Secure sums, where [aggregation] mode = "secure".'
     )
     model: dict[str, Any] = Field(default_factory=dict, description="The model that is trained.")
     task: dict[str, Any] = Field(default_factory=dict, description="What it is trained for.")

@@ -23,7 +23,7 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 # A secret should never be logged in the first place; this is the second fence.
 _SECRET_KEY = re.compile(r"secret|token|password|key_pem|private", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
-    r"fedloom1-[A-Za-z0-9_-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*-----|$)", re.DOTALL
+    r"fedloom[0-9]+-[A-Za-z0-9_-]+|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*-----|$)", re.DOTALL
 )
 HIDDEN: Final = "[hidden]"
 

@@ -98,8 +98,8 @@ class Credentials:
         """Write ``ca.pem``, ``certificate.pem`` and ``key.pem`` (mode 0600), each atomically."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(folder / "key.pem", self.key_pem)
-        _write_public(folder / "ca.pem", self.ca_pem)
-        _write_public(folder / "certificate.pem", self.certificate_pem)
+        write_public(folder / "ca.pem", self.ca_pem)
+        write_public(folder / "certificate.pem", self.certificate_pem)
 
     @classmethod
     def load(cls, folder: Path) -> Credentials:
@@ -157,7 +157,7 @@ class FederationCA:
         """Write ``ca.pem`` and ``ca.key`` (mode 0600)."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(folder / "ca.key", _key_pem(self._key))
-        _write_public(folder / "ca.pem", self.pem)
+        write_public(folder / "ca.pem", self.pem)
 
     @classmethod
     def load(cls, folder: Path) -> FederationCA:
@@ -362,7 +362,8 @@ def read_private(path: Path) -> bytes:
     return data
 
 
-def _write_public(path: Path, data: bytes) -> None:
+def write_public(path: Path, data: bytes) -> None:
+    """Write a file that everyone may read, atomically and synced."""
     _write(path, data, 0o644)
 
 

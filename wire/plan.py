@@ -8,8 +8,11 @@ from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from privacy.secure_aggregation.encoding import Encoding, largest_value_bits
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.tail import TailLayout
 from privacy.transcript import digest
-from wire.errors import RefusedError
+from wire.errors import ConfigError, RefusedError
 from wire.names import Name
 
 MAX_PLAN_BYTES: Final = 1 << 20
@@ -77,6 +80,11 @@ class RoundsSpec(Frozen):
 class AggregationSpec(Frozen):
     """How the updates of a round become the next version: a weighted mean of differences, then a server optimizer."""
 
+    mode: Literal["secure", "plain"] = Field(
+        default="secure",
+        description="secure: the coordinator learns sums over participants and nothing about any single one; "
+        "plain: it sees each participant's update, example count and metrics.",
+    )
     optimizer: Literal["fedavg", "fedadam"] = Field(
         default="fedavg",
         description="fedavg adds the mean difference (with momentum if set); fedadam adapts per coordinate.",
@@ -86,6 +94,76 @@ class AggregationSpec(Frozen):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="fedadam: decay of the mean of differences.")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="fedadam: decay of the mean of squared differences.")
     tau: float = Field(default=1e-3, gt=0, le=1.0, description="fedadam: added to the root of the second moment.")
+
+
+class SecureSpec(Frozen):
+    """Secure sums: how updates become integers, and whose sum may be published. Only for mode = "secure"."""
+
+    wire_bits: Literal[16, 20, 24, 32] = Field(default=16, description="Bits of each coordinate of an upload.")
+    value_bits: int = Field(
+        default=0,
+        ge=0,
+        le=30,
+        description="Bits of one participant's values before masking; 0 takes as many as the sum leaves room for.",
+    )
+    clip_norm: float = Field(
+        default=10.0, gt=0.0, le=1e9, description="Largest L2 norm of an update; a longer one is scaled down."
+    )
+    clip_value: float = Field(
+        default=0.25,
+        gt=0.0,
+        le=1e9,
+        description="Largest coordinate of a weighted update; smaller ones are rounded the finer for it.",
+    )
+    weight_cap: int = Field(
+        default=1_024,
+        ge=1,
+        le=1 << 20,
+        description="Examples beyond which a participant's weight doesn't grow. Weights are relative to it: a cap far "
+        "above what participants have costs precision.",
+    )
+    min_cohort: int = Field(default=3, ge=3, le=1_024, description="The fewest participants whose sum is published.")
+    corrupt_percent: int = Field(
+        default=20,
+        ge=1,
+        le=33,
+        description="Participants assumed corrupt, in per cent; for cohorts over 100 (smaller ones assume a third).",
+    )
+    min_roster_change: int = Field(
+        default=2,
+        ge=1,
+        le=1_024,
+        description="Two rosters of a run are equal or differ by at least so many participants, so that the difference "
+        "of two sums tells about no single one.",
+    )
+
+    audited_rounds: int = Field(
+        default=2,
+        ge=1,
+        le=1_000_000,
+        description="Rounds for which the coordinator keeps the masked updates, so that anyone can recompute the sum.",
+    )
+
+    def encoding(self, participants: int) -> Encoding:
+        """From updates to ring elements, for a roster of this length.
+
+        Raises:
+            ConfigError: The sum of so many participants needs more bits.
+        """
+        most = largest_value_bits(self.wire_bits, participants)
+        try:
+            encoding = Encoding(
+                ring_bits=16 if self.wire_bits == 16 else 32,
+                wire_bits=self.wire_bits,
+                value_bits=self.value_bits or min(most, 30),
+                clip_norm=self.clip_norm,
+                clip_value=self.clip_value,
+                weight_cap=self.weight_cap,
+            )
+            encoding.check(participants)
+        except SecureAggregationError as error:
+            raise ConfigError(f"[secure_aggregation] {error.message}", error.hint) from None
+        return encoding
 
 
 class InitialModel(Frozen):
@@ -115,7 +193,21 @@ class RunPlan(Frozen):
     learning: dict[str, Any] = Field(description="Tables model, task and training, as JSON values.")
     rounds: RoundsSpec = Field(description="Rounds.")
     aggregation: AggregationSpec = Field(description="Aggregation.")
+    secure: SecureSpec | None = Field(description="Secure sums; None for plain averaging.")
+    metrics: tuple[str, ...] = Field(
+        default=(), max_length=64, description="Metrics of which a secure sum tells the mean, sorted."
+    )
     initial: InitialModel = Field(description="Version 0.")
+
+    @model_validator(mode="after")
+    def _secure_fits(self) -> Self:
+        if (self.secure is not None) != (self.aggregation.mode == "secure"):
+            raise ValueError(f"aggregation mode {self.aggregation.mode!r} doesn't fit the section on secure sums")
+        try:
+            TailLayout(self.metrics)
+        except SecureAggregationError as error:
+            raise ValueError(error.message) from None
+        return self
 
     @model_validator(mode="after")
     def _learning_is_json(self) -> Self:

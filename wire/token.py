@@ -12,14 +12,16 @@ from typing import Final, NoReturn, Self
 from wire.errors import RefusedError
 from wire.names import is_name
 
-PREFIX: Final = "fedloom1-"
+PREFIX: Final = "fedloom2-"
 SECRET_BYTES: Final = 32
 FINGERPRINT_BYTES: Final = 32
+ROOT_BYTES: Final = 32
 MAX_TOKEN_CHARACTERS: Final = 1_024
 
 _CHECK_BYTES = 4
 _MAX_ADDRESS = 261  # a DNS name of 253 characters, a colon, a port; IPv6 in brackets is shorter
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:.%]{2,60}\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?):([0-9]{1,5})")
+_FAMILY = re.compile(r"fedloom[0-9]+-")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 _ASK = "Ask the operator for a new one: fedloom coordinator invite NAME"
 
@@ -38,12 +40,14 @@ class Token:
         name: Of the participant that is invited.
         address: ``host:port`` of the enrolment service.
         fingerprint: SHA-256 of the federation CA's certificate, 32 bytes.
+        root: The federation root's Ed25519 public key, 32 bytes: whose word the site takes for who is a member.
         secret: 32 random bytes; whoever holds them may enrol as ``name`` once.
     """
 
     name: str
     address: str
     fingerprint: bytes
+    root: bytes
     secret: bytes = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
@@ -56,8 +60,9 @@ class Token:
             raise ValueError(f"{self.name!r} is not a name")
         if not is_address(self.address):
             raise ValueError(f"{self.address!r} is not host:port")
-        if len(self.fingerprint) != FINGERPRINT_BYTES or len(self.secret) != SECRET_BYTES:
-            raise ValueError("fingerprint and secret have 32 bytes each")
+        sizes = (len(self.fingerprint), len(self.root), len(self.secret))
+        if sizes != (FINGERPRINT_BYTES, ROOT_BYTES, SECRET_BYTES):
+            raise ValueError("fingerprint, root and secret have 32 bytes each")
 
     @property
     def secret_hash(self) -> bytes:
@@ -68,7 +73,15 @@ class Token:
         """One line of letters, digits, ``-`` and ``_`` that survives a mail, a chat and a shell."""
         name, address = self.name.encode(), self.address.encode()
         body = b"".join(
-            (self.fingerprint, self.secret, bytes((len(name),)), name, len(address).to_bytes(2, "big"), address)
+            (
+                self.fingerprint,
+                self.root,
+                self.secret,
+                bytes((len(name),)),
+                name,
+                len(address).to_bytes(2, "big"),
+                address,
+            )
         )
         # The length stands in front, so that a token whose end is missing is told from one with a wrong letter.
         sized = len(body).to_bytes(2, "big") + body
@@ -99,19 +112,21 @@ class Token:
 
     @classmethod
     def _from_body(cls, body: bytes) -> Self:
-        fixed = FINGERPRINT_BYTES + SECRET_BYTES
-        fingerprint, secret, rest = body[:FINGERPRINT_BYTES], body[FINGERPRINT_BYTES:fixed], body[fixed:]
+        root_end = FINGERPRINT_BYTES + ROOT_BYTES
+        fixed = root_end + SECRET_BYTES
+        fingerprint, root = body[:FINGERPRINT_BYTES], body[FINGERPRINT_BYTES:root_end]
+        secret, rest = body[root_end:fixed], body[fixed:]
         name_end = 1 + rest[0]
         name = rest[1:name_end].decode("ascii")
         address_end = name_end + 2 + int.from_bytes(rest[name_end : name_end + 2], "big")
         address = rest[name_end + 2 : address_end].decode("ascii")
         if len(rest) != address_end:
             raise ValueError("lengths don't add up")
-        return cls(name=name, address=address, fingerprint=fingerprint, secret=secret)
+        return cls(name=name, address=address, fingerprint=fingerprint, root=root, secret=secret)
 
 
 def _check(sized: bytes) -> bytes:
-    return hashlib.sha256(b"fedloom/token/1" + sized).digest()[:_CHECK_BYTES]
+    return hashlib.sha256(b"fedloom/token/2" + sized).digest()[:_CHECK_BYTES]
 
 
 def _decode(compact: str) -> bytes:
@@ -120,6 +135,11 @@ def _decode(compact: str) -> bytes:
     if not compact.startswith(PREFIX):
         if PREFIX.startswith(compact[: len(PREFIX)]):
             _refuse("the token is cut off: its end is missing", "Copy the whole line.")
+        if _FAMILY.match(compact):
+            _refuse(
+                f"this token is of another release of fedloom: it doesn't start with {PREFIX!r}",
+                "Install the same release on both sides, and ask the operator for a new token.",
+            )
         shown = compact[:12]
         _refuse(f"this is not a token: it starts with {shown!r}, not with {PREFIX!r}", "Copy the whole line.")
     encoded = compact[len(PREFIX) :]

@@ -4,6 +4,7 @@ from coordinator.aggregation.blobs import merge_blobs
 from coordinator.aggregation.check import UpdateRefused
 from coordinator.aggregation.merge import MergeJob, MergeResult, OptimizerOverflow, Update, merge
 from coordinator.aggregation.optimizer import FedAdam, FedAvg, ServerOptimizer, server_optimizer
+from coordinator.aggregation.reveal import reveal, sums_hash, unmask
 
 __all__ = [
     "FedAdam",
@@ -16,5 +17,8 @@ __all__ = [
     "UpdateRefused",
     "merge",
     "merge_blobs",
+    "reveal",
     "server_optimizer",
+    "sums_hash",
+    "unmask",
 ]

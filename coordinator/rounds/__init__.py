@@ -1,35 +1,44 @@
-"""Round logic: a pure state machine over an event log."""
+"""Round logic: pure state machines over an event log."""
 
-from coordinator.rounds.facts import Fact, from_row, to_row
-from coordinator.rounds.machine import (
+from coordinator.rounds.effects import (
     AnnounceFinish,
     AnnounceVersion,
     BeginMerge,
+    BeginUnmask,
     CancelTask,
     Contribution,
     Decision,
     Effect,
     IssueTask,
+    Line,
     SendReceipt,
-    SynchronousRounds,
+    SendStatement,
     WakeAt,
 )
+from coordinator.rounds.facts import Fact, from_row, to_row
+from coordinator.rounds.machine import SynchronousRounds
+from coordinator.rounds.secure import Revealed, SecureRounds
 from coordinator.rounds.state import Round, RunState, Seat
 
 __all__ = [
     "AnnounceFinish",
     "AnnounceVersion",
     "BeginMerge",
+    "BeginUnmask",
     "CancelTask",
     "Contribution",
     "Decision",
     "Effect",
     "Fact",
     "IssueTask",
+    "Line",
+    "Revealed",
     "Round",
     "RunState",
     "Seat",
+    "SecureRounds",
     "SendReceipt",
+    "SendStatement",
     "SynchronousRounds",
     "WakeAt",
     "from_row",

@@ -76,6 +76,79 @@ class CohortExtended:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SeatOpened:
+    """A participant is asked to train (again) for the open round; ``attempt`` is its task's."""
+
+    round: int
+    participant: str
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttemptOpened:
+    """A secure sum was proposed to these participants, using up these prekeys of theirs (in the same order).
+
+    ``task_attempt`` says which training of the round it sums; ``context`` is the hash of all that was proposed, in hex.
+    """
+
+    round: int
+    attempt: int
+    task_attempt: int
+    context: str
+    roster: tuple[str, ...]
+    prekeys: tuple[int, ...]
+    opened_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttemptFailed:
+    """A secure sum ended without a result.
+
+    ``excluded`` are participants that the round goes on without. ``spent`` says that the updates may be known in a sum,
+    so that the next attempt needs new ones.
+    """
+
+    round: int
+    attempt: int
+    code: str
+    message: str
+    excluded: tuple[str, ...]
+    spent: bool
+    failed_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SumRevealed:
+    """A secure sum is unmasked: the mean update is on the coordinator's disk, and nothing about any single one.
+
+    Attributes:
+        round: The round.
+        attempt: Which attempt succeeded.
+        survivors: Whose updates are in the sum.
+        positions: Their places in the roster.
+        weight: Sum of their (capped) example counts.
+        metrics: Weighted means over them; held-out ones are called ``evaluation/...``.
+        digest: Of the mean update's blob, in hex; empty where the round only scored.
+        sum_hash: Of the sum itself, in hex.
+        uploads_hash: Over the survivors' uploads, in hex.
+        record: Of the blob with the public material from which anyone can recompute the sum, in hex.
+        uploads: Digests of the uploads, in hex, in the order of ``survivors``.
+    """
+
+    round: int
+    attempt: int
+    survivors: tuple[str, ...]
+    positions: tuple[int, ...]
+    weight: int
+    metrics: dict[str, float]
+    digest: str
+    sum_hash: str
+    uploads_hash: str
+    record: str
+    uploads: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundSealed:
     """The set of updates is fixed and is being merged."""
 
@@ -115,6 +188,10 @@ Fact = (
     | EvaluationAccepted
     | ParticipantExcused
     | CohortExtended
+    | SeatOpened
+    | AttemptOpened
+    | AttemptFailed
+    | SumRevealed
     | RoundSealed
     | VersionCommitted
     | EvaluationClosed

@@ -8,10 +8,20 @@ may therefore be carried out twice, and carrying it out twice changes nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 
+from coordinator.rounds.effects import (
+    AnnounceFinish,
+    AnnounceVersion,
+    BeginMerge,
+    CancelTask,
+    Contribution,
+    Decision,
+    IssueTask,
+    SendReceipt,
+    WakeAt,
+)
 from coordinator.rounds.facts import (
     CohortExtended,
     EvaluationAccepted,
@@ -28,96 +38,6 @@ from coordinator.rounds.facts import (
 )
 from coordinator.rounds.state import Round, RunState
 from wire import RefusedError, RoundsSpec
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class IssueTask:
-    """Ask a participant to train from, or to score, the base version."""
-
-    participant: str
-    task_id: str
-    purpose: Purpose
-    round: int
-    attempt: int
-    base_version: int
-    seed: int
-    evaluate: bool
-    closes_s: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contribution:
-    """An accepted update: whose, which blob, how many examples stand behind it."""
-
-    participant: str
-    digest: str
-    examples: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BeginMerge:
-    """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`."""
-
-    round: int
-    base_version: int
-    contributions: tuple[Contribution, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SendReceipt:
-    """Tell a participant what became of its result."""
-
-    participant: str
-    task_id: str
-    accepted: bool
-    code: str = ""
-    message: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CancelTask:
-    """Tell a participant that its result is no longer wanted."""
-
-    participant: str
-    task_id: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AnnounceVersion:
-    """A new version is committed: tell everyone."""
-
-    round: int
-    version: int
-    digest: str
-    size: int
-    updates: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AnnounceFinish:
-    """The run is over: tell everyone."""
-
-    version: int
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WakeAt:
-    """Call :meth:`SynchronousRounds.tick` at this time at the latest."""
-
-    at_s: float
-
-
-Effect = IssueTask | BeginMerge | SendReceipt | CancelTask | AnnounceVersion | AnnounceFinish | WakeAt
-
-
-@dataclasses.dataclass
-class Decision:
-    """Facts to store first, effects to carry out afterwards."""
-
-    facts: list[Fact] = dataclasses.field(default_factory=list)
-    effects: list[Effect] = dataclasses.field(default_factory=list)
 
 
 class SynchronousRounds:
@@ -268,7 +188,7 @@ class SynchronousRounds:
             decision,
             VersionCommitted(round=current.number, version=version, digest=digest, size=size, committed_s=now_s),
         )
-        updates = len(order.contributions)
+        updates = len(current.done())
         decision.effects.append(
             AnnounceVersion(round=current.number, version=version, digest=digest, size=size, updates=updates)
         )
@@ -349,6 +269,9 @@ class SynchronousRounds:
         cohort = sorted(self._available)
         if purpose == "train" and 0 < self.spec.participants_per_round < len(cohort):
             cohort = sample(cohort, self.spec.participants_per_round, self.spec.seed, number)
+        cohort = self._cohort_for(cohort, now_s)
+        if not cohort:
+            return
         every = self.spec.evaluate_every
         fact = RoundOpened(
             round=number,
@@ -360,9 +283,16 @@ class SynchronousRounds:
             closes_s=now_s + self.spec.deadline_s,
         )
         self._record(decision, fact)
-        current = self.state.rounds[-1]
-        decision.effects.extend(self._task(current, name) for name in cohort)
-        decision.effects.append(WakeAt(at_s=fact.closes_s))
+        self._opened(decision, self.state.rounds[-1], now_s)
+
+    def _cohort_for(self, cohort: list[str], now_s: float) -> list[str]:
+        """Whom of these a round may begin with; nobody where it can't begin now."""
+        return cohort
+
+    def _opened(self, decision: Decision, current: Round, now_s: float) -> None:
+        """A round is open: hand out its tasks."""
+        decision.effects.extend(self._task(current, name) for name in current.seats)
+        decision.effects.append(WakeAt(at_s=current.closes_s))
 
     def _ask_idle(self, decision: Decision, current: Round) -> None:
         """Too few updates will come: ask as many as are missing of those who are ready and weren't asked yet."""

@@ -6,6 +6,8 @@ import dataclasses
 from typing import Literal
 
 from coordinator.rounds.facts import (
+    AttemptFailed,
+    AttemptOpened,
     CohortExtended,
     EvaluationAccepted,
     EvaluationClosed,
@@ -16,6 +18,8 @@ from coordinator.rounds.facts import (
     RoundOpened,
     RoundSealed,
     RunFinished,
+    SeatOpened,
+    SumRevealed,
     UpdateAccepted,
     VersionCommitted,
 )
@@ -38,11 +42,20 @@ class Seat:
 
 
 @dataclasses.dataclass(kw_only=True)
+class SecureAttempt:
+    """An attempt at a round's secure sum; ``failed`` is None while it goes on or where it succeeded."""
+
+    opened: AttemptOpened
+    failed: AttemptFailed | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
 class Round:
     """A round and everyone's seat in it.
 
     ``version`` is what it committed, None while open or for scoring rounds. ``complaints`` are the messages of refused
-    and declined attempts, also of those that a later attempt replaced.
+    and declined attempts, also of those that a later attempt replaced. ``attempts`` and ``revealed`` are for secure
+    sums.
     """
 
     number: int
@@ -54,6 +67,8 @@ class Round:
     seats: dict[str, Seat]
     sealed: bool = False
     complaints: list[str] = dataclasses.field(default_factory=list)
+    attempts: list[SecureAttempt] = dataclasses.field(default_factory=list)
+    revealed: SumRevealed | None = None
     version: int | None = None
     digest: str = ""
     closed_s: float | None = None
@@ -107,6 +122,15 @@ class RunState:
                 before = current.seats.get(name)
                 current.seats[name] = Seat(attempt=before.attempt + 1 if before else 1)
             current.closes_s = fact.closes_s
+        elif isinstance(fact, SeatOpened):
+            current.seats[fact.participant] = Seat(attempt=fact.attempt)
+        elif isinstance(fact, AttemptOpened):
+            current.attempts.append(SecureAttempt(opened=fact))
+        elif isinstance(fact, AttemptFailed):
+            current.attempts[-1].failed = fact
+            current.complaints.append(fact.message)
+        elif isinstance(fact, SumRevealed):
+            _reveal(current, fact)
         elif isinstance(fact, RoundSealed):
             current.sealed = True
         elif isinstance(fact, VersionCommitted):
@@ -131,6 +155,14 @@ class RunState:
                 seats={name: Seat() for name in fact.cohort},
             )
         )
+
+
+def _reveal(current: Round, fact: SumRevealed) -> None:
+    """Whoever is in the sum is done; of no one is known what it contributed."""
+    current.revealed = fact
+    for name in fact.survivors:
+        seat = current.seats.setdefault(name, Seat())
+        seat.outcome, seat.code, seat.message = "done", "", ""
 
 
 def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | ParticipantExcused) -> None:

@@ -14,11 +14,24 @@ import grpc
 
 from coordinator import status
 from coordinator.daemon import Daemon
+from coordinator.membership import Membership
 from coordinator.services.access import operator_of
 from coordinator.store import Invitation
+from privacy.secure_aggregation.identities import COORDINATOR_NAME
+from privacy.secure_aggregation.members import End
 from protos import control_pb2 as pb
 from protos import control_pb2_grpc, session_pb2
-from wire import ConfigError, FederationCA, RefusedError, Token, check_name, fingerprint
+from wire import (
+    ConfigError,
+    FederationCA,
+    RefusedError,
+    Token,
+    check_name,
+    fingerprint,
+    pack_members,
+    unpack_members,
+)
+from wire.root import MAX_ENTRIES
 
 _log = logging.getLogger("fedloom.coordinator")
 
@@ -32,9 +45,18 @@ _MAX_TTL_S: Final = 30 * 86_400.0
 class ControlService(control_pb2_grpc.ControlServicer):
     """What the operator may ask and do. Every call needs a certificate of role "operator"."""
 
-    def __init__(self, daemon: Daemon, ca: FederationCA, *, enrolment_address: str, invitation_ttl_s: float) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        ca: FederationCA,
+        membership: Membership,
+        *,
+        enrolment_address: str,
+        invitation_ttl_s: float,
+    ) -> None:
         self._daemon = daemon
         self._ca = ca
+        self._membership = membership
         self._enrolment_address = enrolment_address
         self._ttl_s = invitation_ttl_s
 
@@ -62,7 +84,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         if not 0 < ttl_s <= _MAX_TTL_S:
             raise ConfigError(f"a token can't be valid for {ttl_s:.0f} s", "Choose up to 30 days.")
         for name in request.names:
-            check_name(name, "participant")
+            if check_name(name, "participant") == COORDINATOR_NAME:
+                raise ConfigError(f"a participant can't be called {name!r}", "The coordinator is called so itself.")
         return pb.InviteReply(invitations=[self._invite(name, ttl_s) for name in request.names])
 
     def _invite(self, name: str, ttl_s: float) -> pb.Invitation:
@@ -71,7 +94,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
         self._daemon.store.invite(
             Invitation(name=name, secret_hash=hashlib.sha256(secret).digest(), expires_s=expires_s)
         )
-        token = Token(name=name, address=self._enrolment_address, fingerprint=fingerprint(self._ca.pem), secret=secret)
+        token = Token(
+            name=name,
+            address=self._enrolment_address,
+            fingerprint=fingerprint(self._ca.pem),
+            root=self._membership.members.root,
+            secret=secret,
+        )
         _log.info("invited %s", name, extra={"participant": name})
         return pb.Invitation(name=name, token=token.encode(), expires=status.rfc3339(expires_s))
 
@@ -89,6 +118,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         _log.warning("revoked %s: %s", request.name, request.reason, extra={"participant": request.name})
         if daemon.hub is not None:
             daemon.perform(daemon.hub.revoked(request.name, request.reason, time.time()))
+        self._membership.settle()
         return pb.RevokeReply(name=request.name, was_connected=was_connected)
 
     async def Stop(self, request: pb.StopRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.StopReply:
@@ -120,8 +150,50 @@ class ControlService(control_pb2_grpc.ControlServicer):
             plan=hub.plan.canonical(),
         )
 
+    async def GetMembers(
+        self, request: pb.MembersRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.MembersReply:
+        """The member list, and who waits for the root's signature."""
+        operator_of(context)
+        membership = self._membership
+        members = membership.members
+        return pb.MembersReply(
+            federation=members.federation,
+            root=members.root,
+            root_here=membership.root_here,
+            total=members.count,
+            head=members.head,
+            entries=pack_members(members.entries[request.after : request.after + MAX_ENTRIES]),
+            pending=[
+                pb.PendingMember(
+                    name=item.name,
+                    role=str(item.role),
+                    public_key=item.public_key,
+                    binding=item.binding,
+                    signature=item.signature,
+                )
+                for item in membership.pending()
+            ],
+        )
+
+    async def ImportMembers(
+        self, request: pb.ImportMembersRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ImportMembersReply:
+        """Take over entries that the root has signed elsewhere."""
+        operator_of(context)
+        membership = self._membership
+        added = membership.adopt(unpack_members(request.entries), End(request.total, request.head))
+        return pb.ImportMembersReply(
+            added=added,
+            total=membership.members.count,
+            pending=[item.name for item in membership.pending()],
+        )
+
     def _status(self) -> pb.Status:
         daemon = self._daemon
         if daemon.hub is None:
-            return status.preparing(self._ca.federation, daemon.message, daemon.store.members())
-        return status.view(daemon.hub, daemon.message, time.time())
+            shown = status.preparing(self._ca.federation, daemon.message, daemon.store.members())
+        else:
+            shown = status.view(daemon.hub, daemon.message, time.time())
+        shown.root = self._membership.describe()
+        return shown

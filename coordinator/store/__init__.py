@@ -1,6 +1,16 @@
 """What the coordinator remembers: the runs' event logs, checkpoints, roster and refusals."""
 
-from coordinator.store.base import Checkpoint, Invitation, Member, MemberState, Run, Store, Transition
+from coordinator.store.base import (
+    Checkpoint,
+    Invitation,
+    Member,
+    MemberState,
+    Run,
+    Store,
+    StoredResult,
+    StoredStatement,
+    Transition,
+)
 from coordinator.store.opening import open_store
 
 __all__ = [
@@ -10,6 +20,8 @@ __all__ = [
     "MemberState",
     "Run",
     "Store",
+    "StoredResult",
+    "StoredStatement",
     "Transition",
     "open_store",
 ]

@@ -12,6 +12,8 @@ import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
 
+from privacy.secure_aggregation.members import MemberEntry
+
 
 class MemberState(enum.StrEnum):
     """Where an institution stands in the roster."""
@@ -58,7 +60,11 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-    """A line of the roster. ``certificate_pem`` is empty until enrolment; ``serial`` is the certificate's, in hex."""
+    """A line of the roster. ``certificate_pem`` is empty until enrolment; ``serial`` is the certificate's, in hex.
+
+    ``signing_key`` is the member's Ed25519 key (32 bytes) and ``signing_proof`` what shows that it asked for it to be
+    certified: SHA-256 of its TLS signing request, then the key's signature (96 bytes). Both are empty until enrolment.
+    """
 
     name: str
     state: MemberState
@@ -66,6 +72,30 @@ class Member:
     serial: str = ""
     since_s: float = 0.0
     reason: str = ""
+    signing_key: bytes = b""
+    signing_proof: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredStatement:
+    """A statement of a secure sum. ``sender`` is empty for the coordinator's own; ``context`` names the attempt."""
+
+    context: bytes
+    sender: str
+    body: bytes
+    signature: bytes
+    at_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredResult:
+    """A line of the log of results, a hash chain over all runs. ``index`` counts from 0."""
+
+    index: int
+    run_id: str
+    round: int
+    body: bytes
+    signature: bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,13 +127,45 @@ class Store(abc.ABC):
         """All runs in the order of their creation, whatever their clocks said."""
 
     @abc.abstractmethod
-    def append(self, run_id: str, transitions: Sequence[Transition], checkpoint: Checkpoint | None = None) -> None:
-        """Append to the run's log, with the checkpoint that the last of them commits, durably and atomically.
+    def append(
+        self,
+        run_id: str,
+        transitions: Sequence[Transition],
+        checkpoint: Checkpoint | None = None,
+        *,
+        statements: Sequence[StoredStatement] = (),
+        results: Sequence[StoredResult] = (),
+    ) -> None:
+        """Append to the run's log, durably and atomically.
+
+        With the transitions come the checkpoint that the last of them commits, the statements of secure sums that led
+        to them, and lines of the log of results.
 
         MUST raise ``ValueError`` when the first sequence isn't one more than the last one stored, when the run is
-        unknown, or when the checkpoint's version isn't one more than the last; nothing is written then. MUST raise
-        ``ResourceError`` with code "disk-full" when the disk is full.
+        unknown, when the checkpoint's version isn't one more than the last or comes without a transition, when a
+        result's index isn't one more than the last, or when there is nothing to append; nothing is written then. MUST
+        raise ``ResourceError`` with code "disk-full" when the disk is full.
         """
+
+    @abc.abstractmethod
+    def statements(self, run_id: str, context: bytes) -> list[StoredStatement]:
+        """The statements of one attempt in the order in which they were stored."""
+
+    @abc.abstractmethod
+    def forget_statements(self, run_id: str, keep: bytes) -> None:
+        """Erase the run's statements of all attempts but the one named."""
+
+    @abc.abstractmethod
+    def put_prekeys(self, name: str, body: bytes, signature: bytes) -> None:
+        """Keep a participant's signed prekeys in place of its earlier ones."""
+
+    @abc.abstractmethod
+    def prekeys(self) -> dict[str, tuple[bytes, bytes]]:
+        """Body and signature of everyone's prekeys, by name."""
+
+    @abc.abstractmethod
+    def results(self, after: int = 0) -> list[StoredResult]:
+        """The log of results of all runs in order, from index ``after`` on."""
 
     @abc.abstractmethod
     def transitions(self, run_id: str, after: int = 0) -> Iterator[Transition]:
@@ -131,7 +193,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def enrol(self, member: Member, secret_hash: bytes, at_s: float) -> bool:
-        """Mark the token used and set the member's certificate, in one transaction.
+        """Mark the token used and set the member's certificate and signing key, in one transaction.
 
         MUST return False and change nothing when the token is unknown, expired at ``at_s`` or already used; two
         racing calls MUST NOT both return True.
@@ -139,7 +201,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def renew(self, name: str, certificate_pem: bytes, serial: str) -> bool:
-        """Replace an enrolled member's certificate. MUST return False unless the member is ENROLLED."""
+        """Replace an enrolled member's certificate; its signing key MUST stay. False unless the member is ENROLLED."""
 
     @abc.abstractmethod
     def revoke(self, name: str, reason: str, at_s: float) -> bool:
@@ -152,6 +214,18 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def members(self) -> list[Member]:
         """The roster, by name."""
+
+    @abc.abstractmethod
+    def append_member_entries(self, entries: Sequence[MemberEntry]) -> None:
+        """Append to the member list, durably and atomically. Whether the root signed them, the caller has checked.
+
+        MUST raise ``ValueError`` and write nothing when an index isn't one more than the one before it; the list starts
+        at 0.
+        """
+
+    @abc.abstractmethod
+    def member_entries(self, after: int = 0) -> list[MemberEntry]:
+        """The member list in order, from index ``after`` on."""
 
     @abc.abstractmethod
     def count_refusal(self, code: str, peer: str) -> None:

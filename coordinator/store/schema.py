@@ -9,7 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-HEAD: Final = "0001"
+HEAD: Final = "0003"
 
 metadata = sa.MetaData()
 
@@ -54,6 +54,9 @@ members = sa.Table(
     sa.Column("serial", sa.String(64), nullable=False),
     sa.Column("since_s", sa.Double, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    # NULL until enrolment.
+    sa.Column("signing_key", sa.LargeBinary(32), nullable=True),
+    sa.Column("signing_proof", sa.LargeBinary(96), nullable=True),
 )
 
 invitations = sa.Table(
@@ -71,4 +74,47 @@ refusals = sa.Table(
     sa.Column("code", sa.String(64), primary_key=True),
     sa.Column("peer", sa.String(255), primary_key=True),
     sa.Column("total", sa.BigInteger, nullable=False),
+)
+
+# The member list, as the federation root signed it.
+member_entries = sa.Table(
+    "member_entries",
+    metadata,
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
+)
+
+# The statements of secure sums in the order in which they took effect; those of rounds that are over are forgotten.
+statements = sa.Table(
+    "statements",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run_id", sa.String(255), sa.ForeignKey("runs.run_id"), nullable=False),
+    sa.Column("context", sa.LargeBinary(32), nullable=False),
+    # Empty for the coordinator's own.
+    sa.Column("sender", sa.String(255), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
+    sa.Column("at_s", sa.Double, nullable=False),
+)
+
+# Each participant's unused prekeys, as it signed them last.
+prekeys = sa.Table(
+    "prekeys",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
+)
+
+# The log of results of secure sums: a hash chain over all runs.
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("run_id", sa.String(255), sa.ForeignKey("runs.run_id"), nullable=False),
+    sa.Column("round", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,18 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from coordinator.store import schema
-from coordinator.store.base import Checkpoint, Invitation, Member, MemberState, Run, Store, Transition
+from coordinator.store.base import (
+    Checkpoint,
+    Invitation,
+    Member,
+    MemberState,
+    Run,
+    Store,
+    StoredResult,
+    StoredStatement,
+    Transition,
+)
+from privacy.secure_aggregation.members import MemberEntry
 from wire.database import READ_ONLY
 
 # The log is read in pages, each a transaction of its own, so that a slow reader never holds up the writer's checkpoint.
@@ -68,17 +80,65 @@ class SqlStore(Store):
             for row in self._rows(statement)
         ]
 
-    def append(self, run_id: str, transitions: Sequence[Transition], checkpoint: Checkpoint | None = None) -> None:
+    def append(
+        self,
+        run_id: str,
+        transitions: Sequence[Transition],
+        checkpoint: Checkpoint | None = None,
+        *,
+        statements: Sequence[StoredStatement] = (),
+        results: Sequence[StoredResult] = (),
+    ) -> None:
         """See :meth:`Store.append`."""
-        if not transitions:
+        if not transitions and (checkpoint is not None or not (statements or results)):
             raise ValueError("nothing to append: a checkpoint is committed by a transition")
         if checkpoint is not None and checkpoint.run_id != run_id:
             raise ValueError(f"a checkpoint of run {checkpoint.run_id} doesn't belong in the log of {run_id}")
         try:
             with self._engine.begin() as connection:
                 _append(connection, run_id, transitions, checkpoint)
+                if statements:
+                    rows = [{"run_id": run_id, **dataclasses.asdict(item)} for item in statements]
+                    connection.execute(sa.insert(schema.statements), rows)
+                _append_results(connection, results)
         except sa.exc.IntegrityError as error:
             raise ValueError(f"another process has written to the log of {run_id} at the same time") from error
+
+    def statements(self, run_id: str, context: bytes) -> list[StoredStatement]:
+        """See :meth:`Store.statements`."""
+        table = schema.statements
+        query = sa.select(table).where(table.c.run_id == run_id, table.c.context == context).order_by(table.c.number)
+        return [
+            StoredStatement(
+                context=row.context, sender=row.sender, body=row.body, signature=row.signature, at_s=row.at_s
+            )
+            for row in self._rows(query)
+        ]
+
+    def forget_statements(self, run_id: str, keep: bytes) -> None:
+        """See :meth:`Store.forget_statements`."""
+        table = schema.statements
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(table).where(table.c.run_id == run_id, table.c.context != keep))
+
+    def put_prekeys(self, name: str, body: bytes, signature: bytes) -> None:
+        """See :meth:`Store.put_prekeys`."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(schema.prekeys).where(schema.prekeys.c.name == name))
+            connection.execute(sa.insert(schema.prekeys).values(name=name, body=body, signature=signature))
+
+    def prekeys(self) -> dict[str, tuple[bytes, bytes]]:
+        """See :meth:`Store.prekeys`."""
+        return {row.name: (row.body, row.signature) for row in self._rows(sa.select(schema.prekeys))}
+
+    def results(self, after: int = 0) -> list[StoredResult]:
+        """See :meth:`Store.results`."""
+        table = schema.results
+        query = sa.select(table).where(table.c.index >= after).order_by(table.c.index)
+        return [
+            StoredResult(index=row[0], run_id=row.run_id, round=row.round, body=row.body, signature=row.signature)
+            for row in self._rows(query)
+        ]
 
     def transitions(self, run_id: str, after: int = 0) -> Iterator[Transition]:
         """See :meth:`Store.transitions`."""
@@ -133,6 +193,8 @@ class SqlStore(Store):
                 "serial": "",
                 "since_s": self._clock(),
                 "reason": "",
+                "signing_key": None,
+                "signing_proof": None,
             }
             if state is None:
                 connection.execute(sa.insert(schema.members).values(name=name, **fresh))
@@ -185,6 +247,8 @@ class SqlStore(Store):
                     serial=member.serial,
                     since_s=at_s,
                     reason="",
+                    signing_key=member.signing_key or None,
+                    signing_proof=member.signing_proof or None,
                 )
             )
             return True
@@ -224,6 +288,29 @@ class SqlStore(Store):
         """See :meth:`Store.members`."""
         # Sorted here and not by the database, whose collation is the operator's.
         return sorted((_member(row) for row in self._rows(sa.select(schema.members))), key=lambda member: member.name)
+
+    def append_member_entries(self, entries: Sequence[MemberEntry]) -> None:
+        """See :meth:`Store.append_member_entries`."""
+        table = schema.member_entries
+        try:
+            with self._engine.begin() as connection:
+                last = connection.execute(sa.select(sa.func.max(table.c.index))).scalar()
+                for expected, entry in enumerate(entries, start=0 if last is None else last + 1):
+                    if entry.index != expected:
+                        raise ValueError(f"the member list continues at {expected}, not at {entry.index}")
+                if entries:
+                    connection.execute(
+                        sa.insert(table),
+                        [{"index": item.index, "body": item.body, "signature": item.signature} for item in entries],
+                    )
+        except sa.exc.IntegrityError as error:
+            raise ValueError("another process has written to the member list at the same time") from error
+
+    def member_entries(self, after: int = 0) -> list[MemberEntry]:
+        """See :meth:`Store.member_entries`."""
+        table = schema.member_entries
+        query = sa.select(table).where(table.c.index >= after).order_by(table.c.index)
+        return [MemberEntry.decode(row.body, row.signature) for row in self._rows(query)]
 
     def count_refusal(self, code: str, peer: str) -> None:
         """See :meth:`Store.count_refusal`. Names are cut to the columns' widths."""
@@ -266,13 +353,24 @@ def _append(connection: sa.Connection, run_id: str, new: Sequence[Transition], c
         if checkpoint.version != version + 1:
             raise ValueError(f"run {run_id} continues with version {version + 1}, not {checkpoint.version}")
         connection.execute(sa.insert(schema.checkpoints).values(_checkpoint_row(checkpoint)))
-    connection.execute(
-        sa.insert(schema.transitions),
-        [
-            {"run_id": run_id, "sequence": item.sequence, "kind": item.kind, "body": item.body, "at_s": item.at_s}
-            for item in new
-        ],
-    )
+    if new:
+        connection.execute(
+            sa.insert(schema.transitions),
+            [
+                {"run_id": run_id, "sequence": item.sequence, "kind": item.kind, "body": item.body, "at_s": item.at_s}
+                for item in new
+            ],
+        )
+
+
+def _append_results(connection: sa.Connection, new: Sequence[StoredResult]) -> None:
+    if not new:
+        return
+    last = connection.execute(sa.select(sa.func.max(schema.results.c.index))).scalar()
+    for expected, result in enumerate(new, start=0 if last is None else last + 1):
+        if result.index != expected:
+            raise ValueError(f"the log of results continues at {expected}, not at {result.index}")
+    connection.execute(sa.insert(schema.results), [dataclasses.asdict(item) for item in new])
 
 
 def _count(connection: sa.Connection, code: str, peer: str) -> bool:
@@ -314,4 +412,6 @@ def _member(row: sa.Row[Any]) -> Member:
         serial=row.serial,
         since_s=row.since_s,
         reason=row.reason,
+        signing_key=row.signing_key or b"",
+        signing_proof=row.signing_proof or b"",
     )

@@ -1,10 +1,10 @@
-"""The site's task journal on SQLite: durable before a call returns, so a killed participant knows what it has done."""
+"""The site's journal on SQLite: durable before a call returns, so a killed participant knows what it has done."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -12,7 +12,9 @@ import sqlalchemy as sa
 
 from participant.store import schema
 from participant.store.records import TaskRecord, TaskState
-from participant.store.schema import plans, tasks
+from participant.store.schema import member_entries, plans, secure_notes, tasks
+from privacy.secure_aggregation.members import MemberEntry
+from privacy.secure_aggregation.memory import Forget, Note
 from wire.database import READ_ONLY, open_at
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -250,6 +252,56 @@ class ParticipantStore:
             oldest = tasks.c.number < min(numbers) if numbers else sa.true()
             done = connection.execute(sa.delete(tasks).where(tasks.c.state.in_(_SETTLED), oldest))
             return int(done.rowcount)
+
+    def pinned_members(self) -> list[MemberEntry]:
+        """The member list that this site has seen, in order."""
+        query = sa.select(member_entries).order_by(member_entries.c.index)
+        with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            return [MemberEntry.decode(row.body, row.signature) for row in connection.execute(query)]
+
+    def extend_members(self, entries: Sequence[MemberEntry]) -> None:
+        """Pin further entries, in one transaction. Whether they continue the list rightly, the caller has checked.
+
+        Raises:
+            ValueError: An index isn't one more than the one before it.
+        """
+        with self._engine.begin() as connection:
+            last = connection.execute(sa.select(sa.func.max(member_entries.c.index))).scalar()
+            for expected, entry in enumerate(entries, start=0 if last is None else last + 1):
+                if entry.index != expected:
+                    raise ValueError(f"the member list continues at {expected}, not at {entry.index}")
+            if entries:
+                rows = [{"index": item.index, "body": item.body, "signature": item.signature} for item in entries]
+                connection.execute(sa.insert(member_entries), rows)
+
+    def forget_members(self) -> None:
+        """Unpin the member list: the site joins under another root."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(member_entries))
+
+    def change_notes(self, changes: Sequence[Note | Forget]) -> None:
+        """Add and erase notes of secure sums, all of it or nothing, durably."""
+        if not changes:
+            return
+        table = secure_notes
+        with self._engine.begin() as connection:
+            for change in changes:
+                if isinstance(change, Note):
+                    values = {"kind": change.kind, "context": change.context, "body": change.body}
+                    connection.execute(sa.insert(table).values(**values))
+                    continue
+                erased = sa.delete(table).where(table.c.context == change.context)
+                if change.kind:
+                    erased = erased.where(table.c.kind == change.kind)
+                if change.body:
+                    erased = erased.where(table.c.body == change.body)
+                connection.execute(erased)
+
+    def notes(self) -> list[Note]:
+        """The notes of secure sums, oldest first."""
+        query = sa.select(secure_notes).order_by(secure_notes.c.number)
+        with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            return [Note(row.kind, row.context, row.body) for row in connection.execute(query)]
 
     def close(self) -> None:
         """Release the file. Calling it twice is allowed."""

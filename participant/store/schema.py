@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-HEAD: Final = "0001"
+HEAD: Final = "0003"
 
 metadata = sa.MetaData()
 
@@ -41,4 +41,25 @@ plans = sa.Table(
     sa.Column("run_id", sa.String(255), primary_key=True),
     sa.Column("plan_hash", sa.LargeBinary(32), nullable=False),
     sa.Column("at_s", sa.Double, nullable=False),
+)
+
+# The member list that this site has pinned.
+member_entries = sa.Table(
+    "member_entries",
+    metadata,
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
+)
+
+# What this site remembers of secure sums: prekeys, the attempt in hand, earlier rosters. Secrets are erased with their
+# rows; the database overwrites what it deletes.
+secure_notes = sa.Table(
+    "secure_notes",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    # Hash of the attempt's context; empty for what outlives an attempt.
+    sa.Column("context", sa.LargeBinary(32), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
 )

@@ -18,6 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.store import Checkpoint, Invitation, Member, MemberState, Run, Store, Transition
+from privacy.secure_aggregation.identities import Role
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.members import FederationRoot, MemberEntry
 
 HASH = bytes(range(32))
 OTHER = bytes(reversed(range(32)))
@@ -39,6 +42,14 @@ def a_transition(sequence: int, body: str = "{}") -> Transition:
 
 def a_member(name: str = "north", pem: bytes = b"PEM", serial: str = "0a") -> Member:
     return Member(name=name, state=MemberState.ENROLLED, certificate_pem=pem, serial=serial)
+
+
+def a_member_list(*names: str) -> list[MemberEntry]:
+    root = FederationRoot("demo", SigningKey(HASH))
+    chain = root.empty()
+    for name in names:
+        chain = chain.extend([root.add(chain, Role.PARTICIPANT, name, SigningKey(name[:1].encode() * 32).public)])
+    return list(chain.entries)
 
 
 def an_invitation(name: str = "north", secret_hash: bytes = HASH, expires_s: float = 100.0) -> Invitation:
@@ -264,6 +275,48 @@ class StoreContract(abc.ABC):
             store.invite(an_invitation(name, secret_hash=bytes([index]) * 32))
         assert [member.name for member in store.members()] == ["Z", "a", "b", "é"]
 
+    def test_a_signing_key_comes_with_enrolment_stays_through_renewal_and_goes_with_revocation_and_a_new_token(
+        self, store: Store
+    ) -> None:
+        store.invite(an_invitation())
+        signed = dataclasses.replace(a_member(), signing_key=OTHER, signing_proof=HASH * 3)
+        assert store.enrol(signed, HASH, 1.0)
+        assert store.renew("north", b"PEM 2", "0b")
+        member = store.member("north")
+        assert member is not None
+        assert (member.signing_key, member.signing_proof) == (OTHER, HASH * 3)
+        assert store.members() == [member]
+        store.invite(an_invitation(secret_hash=OTHER))
+        assert store.enrol(dataclasses.replace(signed, signing_key=HASH), OTHER, 2.0)
+        member = store.member("north")
+        assert member is not None
+        assert member.signing_key == HASH
+        store.revoke("north", "left", 3.0)
+        store.invite(an_invitation(secret_hash=bytes(32)))
+        member = store.member("north")
+        assert member is not None
+        assert (member.signing_key, member.signing_proof) == (b"", b"")
+
+    def test_the_member_list_comes_back_in_order_and_from_anywhere(self, store: Store) -> None:
+        assert store.member_entries() == []
+        entries = a_member_list("a", "b", "c", "d")
+        store.append_member_entries(entries[:1])
+        store.append_member_entries([])
+        store.append_member_entries(entries[1:])
+        assert store.member_entries() == entries
+        assert store.member_entries(after=3) == entries[3:]
+        assert store.member_entries(after=4) == []
+
+    def test_the_member_list_has_no_gap_and_nothing_twice(self, store: Store) -> None:
+        entries = a_member_list("a", "b", "c", "d")
+        with pytest.raises(ValueError, match="continues at 0, not at 1"):
+            store.append_member_entries(entries[1:])
+        store.append_member_entries(entries[:2])
+        for wrong in (entries[:1], entries[1:], entries[3:], [entries[2], entries[2]], [entries[3], entries[2]]):
+            with pytest.raises(ValueError, match="continues at"):
+                store.append_member_entries(wrong)
+        assert store.member_entries() == entries[:2]
+
     # ---- refusals ---------------------------------------------------------------------------------------------------
 
     def test_refusals_are_counted_by_code_and_peer(self, store: Store) -> None:
@@ -278,10 +331,12 @@ class StoreContract(abc.ABC):
         first.create_run(a_run(), a_checkpoint(0))
         first.append("run-1", [a_transition(1)], a_checkpoint(1, state=(OTHER,)))
         first.invite(an_invitation())
+        first.append_member_entries(a_member_list("a", "b"))
         first.close()
         first.close()
         second = self.open(location)
         assert second.runs() == [a_run()]
+        assert second.member_entries() == a_member_list("a", "b")
         assert list(second.transitions("run-1")) == [a_transition(1)]
         assert second.checkpoints("run-1") == [a_checkpoint(0), a_checkpoint(1, state=(OTHER,))]
         assert second.invitation("north", HASH) == an_invitation()

@@ -22,7 +22,8 @@ def run(*arguments: str, folder: Path, root: Path) -> subprocess.CompletedProces
 COMMANDS = [
     ["simulate"],
     ["init"],
-    *(["coordinator", name] for name in ("start", "invite", "status", "watch", "revoke", "export", "stop")),
+    *(["coordinator", name] for name in ("start", "invite", "members", "status", "watch", "revoke", "export", "stop")),
+    *(["federation", name] for name in ("init", "certify", "remove", "show")),
     *(["participant", name] for name in ("join", "run", "status")),
     *(["model", name] for name in ("init", "show")),
     *(["data", name] for name in ("list", "prepare")),

@@ -10,7 +10,9 @@ import pytest
 from coordinator.hub import Check, Close, Hub, Merge, Send, Wake
 from coordinator.planning import run_records
 from coordinator.store import Checkpoint, Store, Transition, open_store
+from privacy.secure_aggregation.identities import ORIGIN
 from protos import session_pb2 as pb
+from tests.contract.store_contract import a_member_list
 from wire import PROTOCOL_VERSION, InitialModel, RefusedError, ResourceError, RoundsSpec, RunPlan
 
 LEASE_S = 30.0
@@ -304,3 +306,44 @@ def test_when_the_log_cannot_be_written_the_hub_falls_back_to_what_is_written(be
     assert bench.hub.machine.state.rounds == []
     disk.full = False
     assert sorted(dict(sent(bench.ready("b"), "task"))) == ["a", "b"]
+
+
+# --- the member list --------------------------------------------------------------------------------------------------
+
+
+def test_after_the_welcome_comes_what_the_participant_lacks_of_the_member_list(bench: Bench) -> None:
+    entries = a_member_list("a", "b", "c")
+    ((_, empty),) = sent(bench.check_in("a"), "members")
+    assert (list(empty.entries), empty.total, empty.head) == ([], 0, ORIGIN)
+    bench.store.append_member_entries(entries)
+    bench.restart()
+    for known, rest in ((0, entries), (2, entries[2:]), (3, []), (9, []), (4_000_000_000, [])):
+        check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, members=known)
+        actions = bench.say("a", check_in=check_in)
+        kinds = [action.message.WhichOneof("body") for action in actions if isinstance(action, Send)]
+        assert kinds == ["welcome", "members"]
+        ((_, shown),) = sent(actions, "members")
+        assert [(item.body, item.signature) for item in shown.entries] == [(e.body, e.signature) for e in rest]
+        assert (shown.total, shown.head) == (3, entries[-1].hash)
+
+
+def test_a_list_that_grows_is_shown_to_whoever_is_connected(bench: Bench) -> None:
+    entries = a_member_list("a", "b", "c")
+    for name in ("a", "b", "c"):
+        bench.check_in(name)
+    bench.hub.disconnected("c", 1.0)
+    bench.store.append_member_entries(entries[:2])
+    assert [(peer, len(shown.entries)) for peer, shown in sent(bench.hub.members_grew(), "members")] == [
+        ("a", 2),
+        ("b", 2),
+    ]
+    bench.store.append_member_entries(entries[2:])
+    shown = sent(bench.hub.members_grew(), "members")
+    assert [(peer, len(part.entries), part.total) for peer, part in shown] == [("a", 1, 3), ("b", 1, 3)]
+
+
+def test_a_long_list_is_shown_in_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.messages.MAX_ENTRIES", 2)
+    bench.store.append_member_entries(a_member_list("a", "b", "c", "d", "e"))
+    bench.restart()
+    assert [len(shown.entries) for _, shown in sent(bench.check_in("a"), "members")] == [2, 2, 1]

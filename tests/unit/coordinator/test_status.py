@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from coordinator import display, status
+from coordinator.membership import ROOT_HERE
 from coordinator.rounds import BeginMerge
 from coordinator.store import Invitation, Member, MemberState
 from protos import control_pb2 as pb
@@ -90,9 +91,12 @@ def test_the_table_names_everyone(bench: Bench) -> None:
     bench.ready("b")
     bench.store.count_refusal("quota", "a")
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - closed with the test
-    console.print(display.render(view(bench)))
+    shown = view(bench)
+    shown.root = ROOT_HERE
+    console.print(display.render(shown))
     console.file.close()
     text = console.export_text()
+    assert "The federation root is on this machine" in text
     assert "bench-1" in text
     assert "Round 1 waits for a, b." in text
     assert "quota 2" not in text

@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from participant.agent import Abandon, Agent, Fetch, Finished, Prepare, Push, Say, Stop, Work
+from participant.membership import PinnedMembers
 from participant.store import ParticipantStore, TaskState
 from participant.work import Outcome, Prepared
+from privacy.secure_aggregation.identities import Role
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.members import FederationRoot, MemberList
 from protos import session_pb2 as pb
 from wire import PROTOCOL_VERSION, DataError, InitialModel, RefusedError, ResourceError, RoundsSpec, RunPlan
 
 MANIFEST = b"m" * 32
+ROOT = FederationRoot("bench", SigningKey(b"r" * 32))
 TASK = "bench-1/1.1/a"
 
 
@@ -56,7 +61,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.sqlite"
         self.store = ParticipantStore(self.path)
-        self.agent = Agent("a", self.store, software="test")
+        self.agent = Agent("a", self.store, PinnedMembers.load(self.store, "bench", ROOT.public), software="test")
 
     def restart(self) -> None:
         self.store.close()
@@ -246,3 +251,69 @@ def test_the_heartbeat_says_what_is_being_done(site: Site) -> None:
 def test_a_task_before_the_plan_is_prepared_is_ignored(site: Site) -> None:
     site.agent.connected()
     assert site.agent.received(task()) == []
+
+
+# --- the member list --------------------------------------------------------------------------------------------------
+
+
+def grown(chain: MemberList, *names: str, root: FederationRoot = ROOT) -> MemberList:
+    for name in names:
+        key = SigningKey(name.encode() * 32).public
+        chain = chain.extend([root.add(chain, Role.PARTICIPANT, name, key)])
+    return chain
+
+
+def shown(chain: MemberList, after: int = 0) -> pb.FromCoordinator:
+    entries = [pb.MemberEntry(body=item.body, signature=item.signature) for item in chain.entries[after:]]
+    return pb.FromCoordinator(members=pb.Members(entries=entries, total=chain.count, head=chain.head))
+
+
+def stopped(actions: list[object]) -> str:
+    (stop,) = actions
+    assert isinstance(stop, Stop)
+    return stop.error.code
+
+
+def test_the_member_list_is_pinned_before_it_is_used_and_only_what_follows_is_asked_for(site: Site) -> None:
+    chain = grown(ROOT.empty(), "a", "b")
+    assert site.agent.received(shown(chain)) == []
+    assert site.agent.members.list == chain
+    site.restart()
+    (check_in,) = said(site.agent.connected(), "check_in")
+    assert check_in.members == 2
+    longer = grown(chain, "c")
+    assert site.agent.received(shown(longer, after=2)) == []
+    assert site.agent.received(shown(longer, after=3)) == []
+    assert sorted(site.agent.members.list.members()) == ["a", "b", "c"]
+    assert site.store.pinned_members() == list(longer.entries)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_member_that_the_root_did_not_certify_ends_the_session_and_is_not_kept(site: Site, after: int) -> None:
+    chain = grown(ROOT.empty(), "a", "b")
+    site.agent.received(shown(chain))
+    operator = FederationRoot("bench", SigningKey(b"o" * 32))
+    sybil = grown(MemberList(chain.federation, operator.public, chain.entries, chain.members()), "s", root=operator)
+    assert stopped(site.agent.received(shown(sybil, after))) == "members-signature"
+    assert site.store.pinned_members() == list(chain.entries)
+
+
+def test_a_forked_or_shortened_list_ends_the_session_even_after_a_restart(site: Site) -> None:
+    chain = grown(ROOT.empty(), "a", "b")
+    site.agent.received(shown(chain))
+    site.restart()
+    fork = grown(ROOT.empty(), "a", "c", "b")
+    for message in (shown(fork), shown(fork, after=2), shown(grown(ROOT.empty(), "a")), shown(ROOT.empty())):
+        assert stopped(site.agent.received(message)) == "members-fork"
+    assert site.agent.members.list == chain
+
+
+def test_entries_that_are_malformed_end_the_session(site: Site) -> None:
+    garbage = pb.Members(entries=[pb.MemberEntry(body=b"garbage", signature=b"s" * 64)], total=1, head=b"h" * 32)
+    assert stopped(site.agent.received(pb.FromCoordinator(members=garbage))) == "members-malformed"
+
+
+def test_a_journal_of_another_root_is_refused_at_the_start(site: Site) -> None:
+    site.agent.received(shown(grown(ROOT.empty(), "a")))
+    with pytest.raises(DataError, match=r"isn't that of the root in participant\.toml"):
+        PinnedMembers.load(site.store, "bench", SigningKey(b"x" * 32).public)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from participant.site import CONFIG, IDENTITY, Site, SiteConfig
-from wire import ConfigError, FederationCA, RefusedError, Role, make_csr
+from privacy.secure_aggregation.keys import SigningKey
+from wire import ConfigError, DataError, FederationCA, RefusedError, Role, make_csr
 
 
 @pytest.fixture
@@ -22,10 +23,12 @@ def site(tmp_path: Path, ca: FederationCA) -> Site:
     config = SiteConfig(
         session_address="localhost:1",
         enrolment_address="localhost:2",
+        root="ab" * 32,
         data='folder:/data/"odd" \\name',
         allow=("mine.models:make", "mine.models:loss"),
     )
-    made = Site(tmp_path / "home", config, ca.issue_client("hospital-a", Role.PARTICIPANT, 90.0))
+    own = ca.issue_client("hospital-a", Role.PARTICIPANT, 90.0)
+    made = Site(tmp_path / "home", config, own, SigningKey(b"k" * 32))
     made.save()
     return made
 
@@ -34,7 +37,10 @@ def test_it_is_read_back_as_it_was_written(site: Site) -> None:
     assert Site.load(site.folder) == site
     assert (site.name, site.federation) == ("hospital-a", "demo")
     assert tomllib.loads((site.folder / CONFIG).read_text())["allow"] == list(site.config.allow)
-    assert (site.folder / IDENTITY / "key.pem").stat().st_mode & 0o777 == 0o600
+    assert site.root == b"\xab" * 32
+    for name in ("key.pem", "signing.key"):
+        assert (site.folder / IDENTITY / name).stat().st_mode & 0o777 == 0o600
+    assert "6b6b" not in repr(site)
 
 
 def test_a_folder_nobody_joined_from_says_what_to_do(tmp_path: Path) -> None:
@@ -53,7 +59,25 @@ def test_a_mistake_in_the_sites_file_is_named(site: Site) -> None:
 def test_a_control_character_in_the_data_source_is_refused(site: Site, tmp_path: Path) -> None:
     config = site.config.model_copy(update={"data": "a\nb = 1"})
     with pytest.raises(ConfigError, match="control character"):
-        Site(tmp_path / "other", config, site.credentials).save()
+        Site(tmp_path / "other", config, site.credentials, site.signing_key).save()
+
+
+@pytest.mark.parametrize("root", ["", "ab", "AB" * 32, "zz" * 32])
+def test_a_root_that_is_no_key_is_named(site: Site, root: str) -> None:
+    path = site.folder / CONFIG
+    path.write_text(path.read_text().replace("ab" * 32, root))
+    with pytest.raises(ConfigError, match="root"):
+        Site.load(site.folder)
+
+
+def test_a_damaged_or_readable_signing_key_is_named(site: Site) -> None:
+    path = site.folder / IDENTITY / "signing.key"
+    path.write_text("nonsense")
+    with pytest.raises(DataError, match="not a private key"):
+        Site.load(site.folder)
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="others can read"):
+        Site.load(site.folder)
 
 
 def test_a_certificate_is_renewed_after_two_thirds_of_its_life(site: Site) -> None:

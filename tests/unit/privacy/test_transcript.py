@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import privacy
 import privacy.transcript
-from privacy import TranscriptError, digest, encode
+from privacy import TranscriptError, decode, digest, encode
 
 plain = st.recursive(
     st.none()
@@ -38,7 +38,7 @@ def typed(value: object) -> object:
     return (type(value).__name__, value)
 
 
-def decode(data: bytes) -> tuple[object, bytes]:
+def read(data: bytes) -> tuple[object, bytes]:
     """An independent reader of the documented format; an encoding that can be read back is injective."""
     tag, length = data[:1], int.from_bytes(data[1:9], "big")
     content, rest = data[9 : 9 + length], data[9 + length :]
@@ -55,7 +55,7 @@ def decode(data: bytes) -> tuple[object, bytes]:
         return scalar[tag](), rest
     items = []
     while content:
-        item, content = decode(content)
+        item, content = read(content)
         items.append(item)
     if tag == b"L":
         return items, rest
@@ -90,7 +90,7 @@ def test_golden_vector() -> None:
 
 @given(plain)
 def test_an_encoding_reads_back(value: object) -> None:
-    decoded, rest = decode(encode(value))
+    decoded, rest = read(encode(value))
     assert rest == b""
     assert typed(decoded) == typed(value)
 
@@ -162,6 +162,98 @@ def test_too_deep() -> None:
         encode([value])
 
 
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def wrap(tag: bytes, content: bytes) -> bytes:
+    return tag + len(content).to_bytes(8, "big") + content
+
+
+@given(plain)
+def test_decoding_inverts_encoding(value: object) -> None:
+    assert typed(decode(encode(value))) == typed(value)
+
+
+def test_lists_come_back_as_tuples_and_keys_in_order() -> None:
+    value = decode(encode({"b": [1, [2]], "a": []}))
+    assert value == {"a": (), "b": (1, (2,))}
+    assert isinstance(value, dict)
+    assert list(value) == ["a", "b"]
+
+
+@given(plain, st.data())
+def test_a_changed_byte_never_decodes_to_the_same_value(value: object, data: st.DataObject) -> None:
+    good = bytearray(encode(value))
+    place = data.draw(st.integers(0, len(good) - 1))
+    good[place] ^= data.draw(st.integers(1, 255))
+    try:
+        other = decode(bytes(good))
+    except TranscriptError:
+        return
+    assert encode(other) == bytes(good)
+    assert typed(other) != typed(value)
+
+
+@given(plain, st.data())
+def test_every_cut_is_refused(value: object, data: st.DataObject) -> None:
+    good = encode(value)
+    with pytest.raises(TranscriptError):
+        decode(good[: data.draw(st.integers(0, len(good) - 1))])
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_decode_canonically_or_not_at_all(data: bytes) -> None:
+    try:
+        value = decode(data)
+    except TranscriptError:
+        return
+    assert encode(value) == data
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        (b"", "within a tag"),
+        (wrap(b"I", b"\x01") + b"\x00", "1 bytes behind"),
+        (wrap(b"I", b"\x00\x01"), "canonical form"),
+        (wrap(b"I", b"\x00"), "canonical form"),
+        (wrap(b"I", b"\xff\xff"), "canonical form"),
+        (wrap(b"B", b""), "canonical form"),
+        (wrap(b"B", b"\x02"), "canonical form"),
+        (wrap(b"B", b"\x01\x01"), "canonical form"),
+        (wrap(b"N", b"\x00"), "canonical form"),
+        (wrap(b"F", b"\x00"), "canonical encoding"),
+        (wrap(b"F", struct.pack(">d", math.nan)), "NaN"),
+        (wrap(b"S", b"\xed\xa0\x80"), "canonical encoding"),
+        (wrap(b"S", b"\xc0\x80"), "canonical encoding"),
+        (wrap(b"X", b""), "0x58"),
+        (wrap(b"L", b"\x00"), "within a tag"),
+        (b"Y" + b"\xff" * 8, "promises"),
+        (wrap(b"D", wrap(b"S", b"a")), "canonical encoding"),
+        (wrap(b"D", wrap(b"I", b"") + wrap(b"I", b"")), "string"),
+        (wrap(b"D", wrap(b"L", b"") + wrap(b"I", b"")), "string"),
+        (wrap(b"D", (wrap(b"S", b"a") + wrap(b"N", b"")) * 2), "canonical form"),
+        (wrap(b"D", wrap(b"S", b"b") + wrap(b"N", b"") + wrap(b"S", b"a") + wrap(b"N", b"")), "canonical form"),
+    ],
+)
+def test_other_forms_are_refused(data: bytes, part: str) -> None:
+    with pytest.raises(TranscriptError, match=part):
+        decode(data)
+
+
+def test_decoding_is_bounded_in_depth() -> None:
+    deepest = b""
+    for _ in range(privacy.transcript.MAX_DEPTH + 1):
+        deepest = wrap(b"L", deepest)
+    decode(deepest)
+    with pytest.raises(TranscriptError, match="deeper"):
+        decode(wrap(b"L", deepest))
+    for _ in range(5_000):
+        deepest = wrap(b"L", deepest)
+    with pytest.raises(TranscriptError, match="deeper"):
+        decode(deepest)
+
+
 def test_the_label_separates() -> None:
     assert digest("a/1", 1) != digest("a/2", 1)
     assert digest("ab", "c") != digest("a", "bc")
@@ -176,5 +268,5 @@ def test_examples_in_the_docstrings() -> None:
 
 
 def test_exports() -> None:
-    assert set(privacy.__all__) >= {"TranscriptError", "digest", "encode"}
+    assert set(privacy.__all__) >= {"TranscriptError", "decode", "digest", "encode"}
     assert all(hasattr(privacy, name) for name in privacy.__all__)

@@ -65,7 +65,7 @@ async def test_tasks_do_not_mix(stream: io.StringIO) -> None:
 
 
 def test_secrets_stay_out(stream: io.StringIO) -> None:
-    token = Token(name="a", address="h:1", fingerprint=bytes(32), secret=b"s" * 32)
+    token = Token(name="a", address="h:1", fingerprint=bytes(32), root=bytes(32), secret=b"s" * 32)
     pem = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----"
     log.info("joined with %s", token.encode(), extra={"secret": "abc", "key_pem": pem, "note": pem})
     try:

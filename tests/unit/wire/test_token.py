@@ -12,7 +12,11 @@ from wire import RefusedError, Token
 from wire.token import PREFIX, is_address
 
 TOKEN = Token(
-    name="hospital-a", address="fed.example.org:7601", fingerprint=bytes(range(32)), secret=bytes(range(32, 64))
+    name="hospital-a",
+    address="fed.example.org:7601",
+    fingerprint=bytes(range(32)),
+    root=bytes(range(64, 96)),
+    secret=bytes(range(32, 64)),
 )
 
 
@@ -28,11 +32,11 @@ def reason(text: str) -> str:
     st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True),
     st.from_regex(r"([a-z0-9]{1,20}\.){0,3}[a-z]{1,9}|127\.0\.0\.1|\[::1\]", fullmatch=True),
     st.integers(1, 65_535),
-    st.binary(min_size=32, max_size=32),
-    st.binary(min_size=32, max_size=32),
+    st.tuples(*[st.binary(min_size=32, max_size=32)] * 3),
 )
-def test_round_trip(name: str, host: str, port: int, fingerprint: bytes, secret: bytes) -> None:
-    token = Token(name=name, address=f"{host}:{port}", fingerprint=fingerprint, secret=secret)
+def test_round_trip(name: str, host: str, port: int, keys: tuple[bytes, bytes, bytes]) -> None:
+    fingerprint, root, secret = keys
+    token = Token(name=name, address=f"{host}:{port}", fingerprint=fingerprint, root=root, secret=secret)
     line = token.encode()
     assert Token.parse(line) == token
     assert line.startswith(PREFIX)
@@ -68,6 +72,7 @@ def test_other_mistakes() -> None:
     assert "too long" in reason(TOKEN.encode() + TOKEN.encode()[len(PREFIX) :])
     assert "no token holds" in reason(TOKEN.encode().replace("A", "!", 1))
     assert "longer" in reason(PREFIX + "A" * 5_000)
+    assert "another release" in reason(TOKEN.encode().replace(PREFIX, "fedloom1-"))
 
 
 @given(st.text(max_size=300))
@@ -83,9 +88,9 @@ def test_fuzz_behind_the_prefix(text: str) -> None:
 def test_a_well_formed_token_with_impossible_content() -> None:
     import base64
 
-    body = bytes(64) + bytes((3,)) + b"A B" + (4).to_bytes(2, "big") + b"a:80"
+    body = bytes(96) + bytes((3,)) + b"A B" + (4).to_bytes(2, "big") + b"a:80"
     sized = len(body).to_bytes(2, "big") + body
-    check = hashlib.sha256(b"fedloom/token/1" + sized).digest()[:4]
+    check = hashlib.sha256(b"fedloom/token/2" + sized).digest()[:4]
     line = PREFIX + base64.urlsafe_b64encode(sized + check).rstrip(b"=").decode()
     assert "not a name" in reason(line)
 
@@ -102,11 +107,13 @@ def test_the_secret_stays_out_of_repr() -> None:
 def test_addresses_refused(address: str) -> None:
     assert not is_address(address)
     with pytest.raises(ValueError, match="host:port"):
-        Token(name="a", address=address, fingerprint=bytes(32), secret=bytes(32))
+        Token(name="a", address=address, fingerprint=bytes(32), root=bytes(32), secret=bytes(32))
 
 
 def test_parts_of_a_wrong_size() -> None:
-    with pytest.raises(ValueError, match="32 bytes"):
-        Token(name="a", address="h:1", fingerprint=bytes(31), secret=bytes(32))
+    for sizes in ((31, 32, 32), (32, 33, 32), (32, 32, 0)):
+        fingerprint, root, secret = (bytes(size) for size in sizes)
+        with pytest.raises(ValueError, match="32 bytes"):
+            Token(name="a", address="h:1", fingerprint=fingerprint, root=root, secret=secret)
     with pytest.raises(ValueError, match="name"):
-        Token(name="A", address="h:1", fingerprint=bytes(32), secret=bytes(32))
+        Token(name="A", address="h:1", fingerprint=bytes(32), root=bytes(32), secret=bytes(32))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from coordinator.store.opening import MIGRATIONS
 from coordinator.store.sql import OTHER_PEERS, SqlStore
 from tests.contract import store_contract as contract
 from wire import ConfigError, DataError, ResourceError
-from wire.database import open_sqlite
+from wire.database import migrate, open_sqlite
 
 ROOT = Path(__file__).parents[4]
 
@@ -142,6 +144,22 @@ def test_the_declared_head_is_the_newest_migration() -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_heads() == [schema.HEAD]
+
+
+def test_a_store_of_the_first_release_keeps_its_roster_without_signing_keys(tmp_path: Path) -> None:
+    path = tmp_path / "coordinator.sqlite"
+    engine = open_sqlite(path)
+    folder = tmp_path / "migrations" / "versions"
+    folder.mkdir(parents=True)
+    shutil.copy(MIGRATIONS / "versions" / "0001_first.py", folder)
+    migrate(engine, tmp_path / "migrations")
+    with engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO members VALUES ('north', 'enrolled', x'50454d', '0a', 1.0, '')"))
+    engine.dispose()
+    store = open_store(path)
+    assert store.members() == [dataclasses.replace(contract.a_member(), since_s=1.0)]
+    assert store.member_entries() == []
+    store.close()
 
 
 def test_opening_an_up_to_date_store_loads_no_migration_library(tmp_path: Path) -> None:

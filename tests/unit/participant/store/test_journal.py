@@ -16,6 +16,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule
 
 from participant.store import ParticipantStore, TaskRecord, TaskState, schema
 from participant.store.journal import MIGRATIONS
+from privacy.secure_aggregation.identities import Role
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.members import FederationRoot, MemberEntry
 from wire import ConfigError
 from wire.database import open_sqlite
 
@@ -319,6 +322,37 @@ def test_no_acknowledged_step_is_lost_by_sigkill(tmp_path: Path) -> None:
             if record.state is not TaskState.RECEIVED:
                 assert record.update_digest == int(name[1:]).to_bytes(32, "big")
         store.close()
+
+
+# ---- the member list ------------------------------------------------------------------------------------------------
+
+
+def a_member_list(*names: str) -> list[MemberEntry]:
+    root = FederationRoot("demo", SigningKey(DIGEST))
+    chain = root.empty()
+    for name in names:
+        chain = chain.extend([root.add(chain, Role.PARTICIPANT, name, SigningKey(name.encode() * 32).public)])
+    return list(chain.entries)
+
+
+def test_the_pinned_list_only_grows_and_survives(tmp_path: Path) -> None:
+    entries = a_member_list("a", "b", "c")
+    store = ParticipantStore(tmp_path / "journal.sqlite")
+    assert store.pinned_members() == []
+    store.extend_members(entries[:2])
+    for wrong in (entries[:1], entries[1:], [entries[2], entries[2]]):
+        with pytest.raises(ValueError, match="continues at"):
+            store.extend_members(wrong)
+    store.extend_members([])
+    store.close()
+    store = ParticipantStore(tmp_path / "journal.sqlite")
+    assert store.pinned_members() == entries[:2]
+    store.extend_members(entries[2:])
+    assert store.pinned_members() == entries
+    store.forget_members()
+    store.extend_members(entries[:1])
+    assert store.pinned_members() == entries[:1]
+    store.close()
 
 
 # ---- schema ---------------------------------------------------------------------------------------------------------

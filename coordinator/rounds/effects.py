@@ -1,0 +1,142 @@
+"""What the round machines ask their driver to do, and what it has to store first."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from coordinator.rounds.facts import Fact, Purpose
+from privacy.secure_aggregation.coordinator import Record, Unmask
+from privacy.secure_aggregation.statements import Signed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IssueTask:
+    """Ask a participant to train from, or to score, the base version."""
+
+    participant: str
+    task_id: str
+    purpose: Purpose
+    round: int
+    attempt: int
+    base_version: int
+    seed: int
+    evaluate: bool
+    closes_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """An accepted update: whose, which blob, how many examples stand behind it."""
+
+    participant: str
+    digest: str
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeginMerge:
+    """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`."""
+
+    round: int
+    base_version: int
+    contributions: tuple[Contribution, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SendReceipt:
+    """Tell a participant what became of its result."""
+
+    participant: str
+    task_id: str
+    accepted: bool
+    code: str = ""
+    message: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CancelTask:
+    """Tell a participant that its result is no longer wanted."""
+
+    participant: str
+    task_id: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnounceVersion:
+    """A new version is committed: tell everyone."""
+
+    round: int
+    version: int
+    digest: str
+    size: int
+    updates: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnounceFinish:
+    """The run is over: tell everyone."""
+
+    version: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WakeAt:
+    """Call :meth:`SynchronousRounds.tick` at this time at the latest."""
+
+    at_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SendStatement:
+    """Send a signed statement of the secure sum to a participant."""
+
+    participant: str
+    statement: Signed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeginUnmask:
+    """Add up and unmask, then call :meth:`SecureRounds.unmasked` or :meth:`SecureRounds.implausible`."""
+
+    round: int
+    attempt: int
+    order: Unmask
+    record: tuple[object, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the log of results: its place, the round it is about, the statement."""
+
+    index: int
+    round: int
+    statement: Signed
+
+
+Effect = (
+    IssueTask
+    | BeginMerge
+    | SendReceipt
+    | CancelTask
+    | AnnounceVersion
+    | AnnounceFinish
+    | WakeAt
+    | SendStatement
+    | BeginUnmask
+)
+
+
+@dataclasses.dataclass
+class Decision:
+    """Facts to store first, effects to carry out afterwards.
+
+    ``records`` (statements of secure sums, each with its attempt's context hash) and ``lines`` (of the log of their
+    results) are stored with the facts.
+    """
+
+    facts: list[Fact] = dataclasses.field(default_factory=list)
+    records: list[tuple[bytes, Record]] = dataclasses.field(default_factory=list)
+    lines: list[Line] = dataclasses.field(default_factory=list)
+    effects: list[Effect] = dataclasses.field(default_factory=list)

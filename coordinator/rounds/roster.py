@@ -1,0 +1,59 @@
+"""Whom a secure sum is proposed to: a roster that every site's rule on changes allows.
+
+Two sums over rosters that differ by one institution tell about that institution. Sites therefore refuse a roster that
+differs from one of the last ones by fewer members than ``min_roster_change`` (none is allowed). Someone who is away for
+a round stays in the roster all the same: it has left prekeys, and the sum is made without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.policy import SitePolicy
+from privacy.secure_aggregation.thresholds import thresholds
+from wire import SecureSpec
+
+_REMEMBERED = SitePolicy().remembered_rosters
+
+
+def choose_roster(
+    *,
+    wanted: frozenset[str],
+    possible: frozenset[str],
+    certified: frozenset[str],
+    there: frozenset[str],
+    earlier: Sequence[frozenset[str]],
+    settings: SecureSpec,
+) -> tuple[str, ...]:
+    """Choose the roster of the next attempt.
+
+    Args:
+        wanted: Whom the round would like to have.
+        possible: Certified participants with an unused prekey.
+        certified: All that the root certifies now; who isn't among them doesn't count as a change.
+        there: Participants that can answer now.
+        earlier: The run's rosters so far, oldest first.
+        settings: The plan's.
+
+    Returns:
+        Names, sorted: the wanted ones if that is allowed, else the latest roster that still is. Empty where none is.
+    """
+    earlier = [roster & certified for roster in earlier]
+    for candidate in (wanted & possible, *reversed(earlier)):
+        if candidate <= possible and _enough(candidate, there, settings) and _allowed(candidate, earlier, settings):
+            return tuple(sorted(candidate))
+    return ()
+
+
+def _enough(roster: frozenset[str], there: frozenset[str], settings: SecureSpec) -> bool:
+    try:
+        floor = thresholds(len(roster), settings.corrupt_percent, settings.min_cohort).floor
+    except SecureAggregationError:
+        return False
+    return len(roster & there) >= floor
+
+
+def _allowed(roster: frozenset[str], earlier: Sequence[frozenset[str]], settings: SecureSpec) -> bool:
+    changes = (len(roster ^ other) for other in earlier[-_REMEMBERED:])
+    return all(count == 0 or count >= settings.min_roster_change for count in changes)

@@ -1,0 +1,636 @@
+"""Rounds whose updates are summed securely: the same rounds, another way for the updates to come in.
+
+An attempt at a secure sum (``privacy.secure_aggregation``) runs beside the training. It may fail with a named reason;
+the round then makes another attempt, with fresh masks, over the updates that the participants have kept, or over new
+ones where the old ones may be known in a sum already. Only when a sum is revealed is the round sealed and merged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from coordinator.rounds.effects import (
+    BeginMerge,
+    BeginUnmask,
+    CancelTask,
+    Contribution,
+    Decision,
+    Line,
+    SendReceipt,
+    SendStatement,
+    WakeAt,
+)
+from coordinator.rounds.facts import (
+    AttemptFailed,
+    AttemptOpened,
+    EvaluationClosed,
+    Excuse,
+    RoundSealed,
+    SeatOpened,
+    SumRevealed,
+)
+from coordinator.rounds.machine import SynchronousRounds
+from coordinator.rounds.roster import choose_roster
+from coordinator.rounds.state import Round, RunState
+from privacy.secure_aggregation.context import RoundContext, Seat
+from privacy.secure_aggregation.coordinator import Attempt, Failed, Record, Tell, Unmask
+from privacy.secure_aggregation.coordinator import Decision as AttemptDecision
+from privacy.secure_aggregation.coordinator import WakeAt as AttemptWake
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.identities import COORDINATOR_NAME
+from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.members import MemberList
+from privacy.secure_aggregation.prekeys import offered
+from privacy.secure_aggregation.statements import (
+    Plan,
+    PrekeyBatch,
+    Refused,
+    Result,
+    Signed,
+    kind_of,
+    positions_bytes,
+    signature_holds,
+)
+from privacy.transcript import digest
+from wire import RefusedError, RunPlan
+
+_UPLOADS_LABEL: Final = "fedloom/secure-aggregation/uploads/1"
+_RESULT_LABEL: Final = "fedloom/secure-aggregation/result/1"
+_CLOCKS_S: Final = 60.0  # by which a participant's clock may be ahead of ours
+_LONGEST_PAUSE_S: Final = 600.0
+# A refusal that says: this update may be known in a sum. It can't be helped by asking again for the same one.
+_MAY_BE_REVEALED: Final = "update-may-be-revealed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Revealed:
+    """What unmasking gave.
+
+    Attributes:
+        digest: Of the mean update's blob, in hex; empty where the round only scored.
+        weight: Sum of the survivors' weights.
+        metrics: Weighted means by name.
+        sum_hash: Of the sums, in hex.
+        record: Of the blob with the public material, in hex.
+    """
+
+    digest: str
+    weight: int
+    metrics: Mapping[str, float]
+    sum_hash: str
+    record: str
+
+
+def line_hash(body: bytes) -> bytes:
+    """What the next line of the log of results names as the one before it, 32 bytes."""
+    return digest(_RESULT_LABEL, body)
+
+
+def uploads_hash(digests: Iterable[bytes]) -> bytes:
+    """Over the digests of a sum's uploads in the order of their positions, 32 bytes."""
+    return digest(_UPLOADS_LABEL, tuple(digests))
+
+
+class SecureRounds(SynchronousRounds):
+    """The rounds of one run whose plan asks for secure aggregation.
+
+    Args:
+        plan: The run's plan.
+        state: What the log says so far.
+        members: The federation's member list; replace the attribute when it grows.
+        key: The coordinator's signing key.
+        step_s: Seconds that a quick answer of a participant is waited for.
+    """
+
+    def __init__(self, plan: RunPlan, state: RunState, *, members: MemberList, key: SigningKey, step_s: float) -> None:
+        super().__init__(plan.run_id, plan.rounds, state)
+        self.members = members
+        self.attempt: Attempt | None = None
+        if plan.secure is None:
+            raise ValueError(f"the plan of run {plan.run_id} asks for plain averaging")
+        self._plan = plan
+        self._settings = plan.secure.model_copy(
+            update={"min_cohort": max(plan.secure.min_cohort, plan.rounds.min_updates)}
+        )
+        self._key = key
+        self._step_s = step_s
+        self._prekeys: dict[str, list[Seat]] = {}
+        self._respent = False
+        self.log_count = 0
+        self.log_head = bytes(32)
+        self._last_line: Signed | None = None
+
+    # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def restore(self, records: Iterable[Record], lines: Iterable[Line]) -> None:
+        """Take back what the store holds: the open attempt's records and the log of results."""
+        for line in lines:
+            self._follow(line)
+        stored = list(records)
+        current = self.state.open_round()
+        if current is None or current.revealed is not None or not self._open_attempt(current) or not stored:
+            return
+        context = RoundContext.parse(Plan.parse(stored[0].statement.body).context)
+        self.attempt = self._make(context)
+        self.attempt.replay(stored)
+
+    def offer(self, name: str, signed: Signed) -> None:
+        """A participant's unused prekeys.
+
+        Raises:
+            RefusedError: the sender isn't a certified member, or a signature doesn't hold.
+        """
+        member = self.members.participant(name)
+        if member is None:
+            raise RefusedError(
+                "participant-uncertified",
+                f"the federation's root hasn't certified {name} yet",
+                "Certify it (fedloom federation certify), then import the member list.",
+            )
+        try:
+            batch = PrekeyBatch.opened(signed, member.public_key, name)
+        except SecureAggregationError as error:
+            raise RefusedError(error.code, error.message, error.hint) from None
+        seats = list(offered(batch, name))
+        for seat in seats:
+            if not signature_holds(seat.prekey(self.members.federation), member.public_key):
+                raise RefusedError("signature-invalid", f"prekey {seat.index} of {name} isn't signed by it")
+        self._prekeys[name] = sorted(seats, key=lambda seat: seat.index)
+
+    # ---- commands ---------------------------------------------------------------------------------------------------
+
+    def resume(self, now_s: float) -> Decision:
+        """What is owed after a restart."""
+        current = self.state.open_round()
+        if current is None or current.sealed:
+            return super().resume(now_s)
+        decision = Decision()
+        if current.revealed is not None:
+            self._settle(decision, current, now_s)
+        elif self.attempt is not None:
+            self._take(decision, self.attempt.resume(now_s), now_s)
+        else:
+            self._try_again(decision, current, now_s)
+        return decision
+
+    def available(self, name: str, now_s: float) -> Decision:
+        """A participant is connected and ready, and its prekeys are here."""
+        decision = Decision()
+        self._available.add(name)
+        current = self.state.open_round()
+        self._remind(decision, name)
+        if current is None or current.sealed:
+            self._advance(decision, now_s)
+            return decision
+        attempt = self.attempt
+        if attempt is None:
+            self._try_again(decision, current, now_s)
+        elif name in attempt.context.names and name not in self._left_out(current):
+            self._seat(decision, current, name, attempt)
+            self._take(decision, attempt.back(name, now_s), now_s)
+        return decision
+
+    def gone(self, name: str, outcome: Excuse, message: str, now_s: float) -> Decision:
+        """A participant went away. It may come back: the attempt goes on without it as far as it can."""
+        decision = Decision()
+        self._available.discard(name)
+        current = self.state.open_round()
+        if current is None or current.sealed:
+            return decision
+        if outcome in ("left", "revoked") and self._is_pending(current, name):
+            self._excuse(decision, current, name, outcome, outcome, message)
+        if self.attempt is not None:
+            self._take(decision, self.attempt.gone(name, now_s), now_s)
+        return decision
+
+    def rejected(self, name: str, task_id: str, outcome: Excuse, error: RefusedError, now_s: float) -> Decision:
+        """A participant would not, or could not, do the task: the sum is made without it."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is not None and not current.sealed and self._holds(current, name, task_id):
+            self._excuse(decision, current, name, outcome, error.code, error.message)
+            if self.attempt is not None:
+                reason = f"{name} {outcome} the task: {error.code}: {error.message}"
+                self._take(decision, self.attempt.excuse(name, reason, now_s), now_s)
+        return decision
+
+    def said(self, name: str, signed: Signed, now_s: float) -> Decision:
+        """A participant's statement in the open attempt.
+
+        Raises:
+            RefusedError: it breaks a rule of the protocol; nothing has changed.
+        """
+        decision = Decision()
+        if self.attempt is None:
+            return decision
+        try:
+            if kind_of(signed.body) == Refused.KIND and Refused.parse(signed.body).code == _MAY_BE_REVEALED:
+                self._respent = True
+            self._take(decision, self.attempt.receive(name, signed, now_s), now_s)
+        except SecureAggregationError as error:
+            raise RefusedError(error.code, error.message, error.hint) from None
+        return decision
+
+    def tick(self, now_s: float) -> Decision:
+        """Time has passed."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is None:
+            self._advance(decision, now_s)
+        elif not current.sealed:
+            if self.attempt is not None:
+                self._take(decision, self.attempt.tick(now_s), now_s)
+            elif current.revealed is None:
+                self._try_again(decision, current, now_s)
+        return decision
+
+    def unmasked(self, order: BeginUnmask, found: Revealed, now_s: float) -> Decision:
+        """The sum that :class:`BeginUnmask` asked for is on disk."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is None or self.attempt is None or current.number != order.round or current.revealed is not None:
+            return decision
+        context, digests = self.attempt.context, self.attempt.digests()
+        positions = tuple(sorted(self.attempt.survivors()))
+        uploads = tuple(digests[item] for item in positions)
+        self._record(
+            decision,
+            SumRevealed(
+                round=current.number,
+                attempt=order.attempt,
+                survivors=tuple(context.names[item] for item in positions),
+                positions=positions,
+                weight=found.weight,
+                metrics=dict(found.metrics),
+                digest=found.digest,
+                sum_hash=found.sum_hash,
+                uploads_hash=uploads_hash(uploads).hex(),
+                record=found.record,
+                uploads=tuple(item.hex() for item in uploads),
+            ),
+        )
+        self.attempt.end()
+        self.attempt = None
+        self._settle(decision, current, now_s)
+        return decision
+
+    def implausible(self, order: BeginUnmask, error: SecureAggregationError, now_s: float) -> Decision:
+        """The sum can't be that of well-formed updates: someone uploaded garbage, and the sum is known all the same."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is not None and self.attempt is not None and current.number == order.round:
+            failed = Failed(error.code, error.message, frozenset(), spent=True)
+            self._take(decision, self.attempt.abort(error.code, error.message, now_s), now_s, failed)
+        return decision
+
+    def stop(self, now_s: float) -> Decision:
+        """The operator ends the run: an open attempt is given up, so that nothing of it is ever revealed."""
+        decision = Decision()
+        if self.attempt is not None:
+            effects = self.attempt.abort("stopped", "the operator stopped the run", now_s)
+            context = self.attempt.context.hash
+            self.attempt = None
+            decision.records += [(context, record) for record in effects.records]
+            decision.effects += [
+                SendStatement(participant=item.name, statement=item.statement)
+                for item in effects.effects
+                if isinstance(item, Tell)
+            ]
+        ended = super().stop(now_s)
+        decision.facts += ended.facts
+        decision.effects += ended.effects
+        return decision
+
+    # ---- what the machine says of itself --------------------------------------------------------------------------
+
+    def waiting_for(self) -> str:
+        """One sentence for a person."""
+        current = self.state.open_round()
+        if current is None or current.sealed or self.state.finished is not None:
+            text = super().waiting_for()
+            blocked = self._blocked() if current is None and self.state.finished is None else ""
+            return f"{text} {blocked}".strip()
+        if self.attempt is None:
+            last = current.attempts[-1].failed if current.attempts else None
+            why = f" Attempt {last.attempt} ended: {last.message}." if last is not None else ""
+            return f"Round {current.number} waits to try again.{why} {self._blocked()}".strip()
+        names = self.attempt.waiting_for()
+        shown = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nobody; its deadline decides"
+        return f"Round {current.number}, secure sum, {_PHASES.get(self.attempt.phase, self.attempt.phase)}: {shown}."
+
+    def uploads_wanted(self, name: str) -> bool:
+        """Whether a masked update of this participant may come now."""
+        return self.attempt is not None and self.attempt.awaits_upload(name)
+
+    def upload_bytes(self) -> int:
+        """Bytes of a masked update of the open attempt; 0 without one."""
+        if self.attempt is None:
+            return 0
+        context = self.attempt.context
+        return context.encoding.upload_bytes(context.dimension, context.layout)
+
+    def public_blobs(self, rounds: int) -> set[bytes]:
+        """Uploads and records of the last rounds with a revealed sum, for whoever wants to recompute it."""
+        found: set[bytes] = set()
+        for item in [item.revealed for item in self.state.rounds if item.revealed is not None][-rounds or None :]:
+            found.update(bytes.fromhex(digest) for digest in (*item.uploads, item.record, item.digest) if digest)
+        return found
+
+    def uploads_held(self) -> set[bytes]:
+        """Digests of the open attempt's uploads."""
+        return set(self.attempt.digests().values()) if self.attempt is not None else set()
+
+    # ---- inside: attempts -------------------------------------------------------------------------------------------
+
+    def _open_attempt(self, current: Round) -> bool:
+        return bool(current.attempts) and current.attempts[-1].failed is None
+
+    def _left_out(self, current: Round) -> set[str]:
+        """Participants that earlier attempts of the round found at fault."""
+        return {name for item in current.attempts if item.failed is not None for name in item.failed.excluded}
+
+    def _make(self, context: RoundContext) -> Attempt:
+        return Attempt(context, self.members, self._key, step_s=self._step_s, deadline_s=self.spec.deadline_s)
+
+    def _seats(self, names: Iterable[str], now_s: float) -> dict[str, Seat]:
+        """The next unused prekey of each that has one."""
+        used: dict[str, int] = {}
+        for item in self.state.rounds:
+            for attempt in item.attempts:
+                for name, index in zip(attempt.opened.roster, attempt.opened.prekeys, strict=True):
+                    used[name] = max(used.get(name, 0), index)
+        found = {}
+        for name in names:
+            for seat in self._prekeys.get(name, ()):
+                if seat.index > used.get(name, 0) and seat.expires_s > now_s + self._length_s():
+                    found[name] = seat
+                    break
+        return found
+
+    def _length_s(self) -> float:
+        """The longest that an attempt may take."""
+        return 2 * self.spec.deadline_s + 4 * self._step_s + _CLOCKS_S
+
+    def _roster(self, current: Round | None, cohort: Iterable[str], now_s: float) -> tuple[str, ...]:
+        """Whom the next attempt is proposed to; empty where no roster is possible now."""
+        settings = self._settings
+        earlier = [frozenset(a.opened.roster) for item in self.state.rounds for a in item.attempts]
+        certified = {name for name, member in self.members.members().items() if member.valid_at(now_s)}
+        certified.discard(COORDINATOR_NAME)
+        seats = self._seats(certified, now_s)
+        out = self._left_out(current) if current is not None else set()
+        return choose_roster(
+            wanted=frozenset(cohort) - out,
+            possible=frozenset(seats),
+            certified=frozenset(certified),
+            there=frozenset(self._available) - out,
+            earlier=earlier,
+            settings=settings,
+        )
+
+    def _blocked(self) -> str:
+        """Why no attempt can begin although participants are there."""
+        if len(self._available) < self.spec.min_participants or self._roster(None, self._available, 0.0):
+            return ""
+        return (
+            f"A secure sum needs at least {self._settings.min_cohort} certified participants with prekeys, and a "
+            f"roster that equals the last ones or differs from them by at least {self._settings.min_roster_change} "
+            "([secure_aggregation] min_roster_change)."
+        )
+
+    def _begin(self, decision: Decision, current: Round, roster: tuple[str, ...], now_s: float) -> None:
+        """Propose an attempt of the open round."""
+        number = len(current.attempts) + 1
+        seats = self._seats(roster, now_s)
+        context = self._context(current, number, tuple(seats[name] for name in roster), now_s)
+        self._record(
+            decision,
+            AttemptOpened(
+                round=current.number,
+                attempt=number,
+                task_attempt=context.task_attempt,
+                context=context.hash.hex(),
+                roster=roster,
+                prekeys=tuple(seats[name].index for name in roster),
+                opened_s=now_s,
+            ),
+        )
+        self.attempt = self._make(context)
+        self._respent = False
+        present = set(roster).intersection(self._available) - self._left_out(current)
+        declined = {name for name, seat in current.seats.items() if seat.outcome not in ("pending", "done", "vanished")}
+        for name in sorted(present):
+            self._seat(decision, current, name, self.attempt)
+        self._take(decision, self.attempt.begin(present, now_s), now_s)
+        for name in sorted(declined.intersection(roster)):
+            if self.attempt is not None:
+                seat = current.seats[name]
+                self._take(decision, self.attempt.excuse(name, f"{name}: {seat.code}: {seat.message}", now_s), now_s)
+
+    def _context(self, current: Round, number: int, roster: tuple[Seat, ...], now_s: float) -> RoundContext:
+        settings, plan = self._settings, self._plan
+        train = current.purpose == "train"
+        return RoundContext(
+            federation=plan.federation,
+            members_count=self.members.count,
+            members_head=self.members.head,
+            run_id=plan.run_id,
+            plan_hash=plan.hash,
+            purpose=current.purpose,
+            round=current.number,
+            attempt=number,
+            task_attempt=_task_attempt(current),
+            base_version=current.base_version,
+            base_digest=bytes.fromhex(self._base(current)),
+            dimension=plan.initial.dimension if train else 0,
+            encoding=settings.encoding(len(roster)),
+            metrics=plan.metrics,
+            group_size=0,
+            corrupt_percent=settings.corrupt_percent,
+            min_cohort=settings.min_cohort,
+            roster_change=settings.min_roster_change,
+            freeze=True,
+            expires_s=math.ceil(now_s + self._length_s()),
+            roster=roster,
+        )
+
+    def _base(self, current: Round) -> str:
+        if current.base_version == self.state.version:
+            return self.state.digest
+        raise ValueError(f"round {current.number} starts from version {current.base_version}, which isn't the last")
+
+    def _seat(self, decision: Decision, current: Round, name: str, attempt: Attempt) -> None:
+        """Give a participant its task, with a seat if it has none yet."""
+        seat = current.seats.get(name)
+        attempt_number = attempt.context.task_attempt
+        if (
+            seat is not None
+            and seat.outcome in ("declined", "refused", "left", "revoked")
+            and (seat.attempt >= attempt_number)
+        ):
+            return
+        if seat is None or seat.attempt < attempt_number:
+            self._record(decision, SeatOpened(round=current.number, participant=name, attempt=attempt_number))
+        decision.effects.append(self._task(current, name))
+
+    def _take(self, decision: Decision, part: AttemptDecision, now_s: float, failed: Failed | None = None) -> None:
+        """Take over what the attempt decided."""
+        assert self.attempt is not None
+        context = self.attempt.context.hash
+        decision.records += [(context, record) for record in part.records]
+        for effect in part.effects:
+            if isinstance(effect, Tell):
+                decision.effects.append(SendStatement(participant=effect.name, statement=effect.statement))
+            elif isinstance(effect, AttemptWake):
+                decision.effects.append(WakeAt(at_s=effect.at_s))
+            elif isinstance(effect, Unmask):
+                assert self.attempt is not None
+                decision.effects.append(
+                    BeginUnmask(
+                        round=effect.context.round,
+                        attempt=effect.context.attempt,
+                        order=effect,
+                        record=self.attempt.public_record(),
+                    )
+                )
+            else:
+                self._lose(decision, failed or effect, now_s)
+
+    def _lose(self, decision: Decision, failed: Failed, now_s: float) -> None:
+        """The attempt failed: note why, and try again at once the first time, then after growing pauses."""
+        current = self.state.open_round()
+        assert current is not None and self.attempt is not None
+        # Whoever couldn't train is asked again only with another seed, which all updates of a sum then have.
+        unable = {name for name, seat in current.seats.items() if seat.outcome in ("declined", "refused")}
+        willing = set(self.attempt.context.names) - unable
+        spent = failed.spent or self._respent or len(willing) < self.attempt.context.numbers.floor
+        self._record(
+            decision,
+            AttemptFailed(
+                round=current.number,
+                attempt=self.attempt.context.attempt,
+                code=failed.code,
+                message=failed.message,
+                excluded=tuple(sorted(failed.excluded)),
+                spent=spent,
+                failed_s=now_s,
+            ),
+        )
+        self.attempt = None
+        self._try_again(decision, current, now_s)
+
+    def _try_again(self, decision: Decision, current: Round, now_s: float) -> None:
+        """Begin the next attempt of the open round, as soon as its pause is over and a roster is possible."""
+        last = current.attempts[-1].failed if current.attempts else None
+        if last is not None:
+            pause_s = 0.0 if last.attempt == 1 else min(self._step_s * 2 ** (last.attempt - 2), _LONGEST_PAUSE_S)
+            if now_s < last.failed_s + pause_s:
+                decision.effects.append(WakeAt(at_s=last.failed_s + pause_s))
+                return
+        cohort = set(current.attempts[-1].opened.roster if current.attempts else current.seats)
+        roster = self._roster(current, cohort.union(self._available), now_s)
+        if roster:
+            self._begin(decision, current, roster, now_s)
+
+    # ---- inside: rounds ---------------------------------------------------------------------------------------------
+
+    def _cohort_for(self, cohort: list[str], now_s: float) -> list[str]:
+        """The participants of the cohort that can be in a secure sum now, or nobody."""
+        roster = self._roster(None, cohort, now_s)
+        return sorted(set(roster).intersection(self._available))
+
+    def _opened(self, decision: Decision, current: Round, now_s: float) -> None:
+        """A round is open: propose its first attempt instead of only handing out tasks."""
+        self._try_again(decision, current, now_s)
+
+    def _settle(self, decision: Decision, current: Round, now_s: float) -> None:
+        """The sum is known: receipts for all, and on to the merge, or to the end of a round of scoring."""
+        assert current.revealed is not None
+        for name in sorted(current.seats):
+            seat = current.seats[name]
+            task = self._task(current, name).task_id
+            if seat.outcome == "done":
+                decision.effects.append(SendReceipt(participant=name, task_id=task, accepted=True))
+            elif seat.outcome == "pending":
+                self._excuse(decision, current, name, "late", "late", "the sum was made without it")
+                decision.effects.append(CancelTask(participant=name, task_id=task, reason="late"))
+        if current.purpose == "train":
+            self._record(decision, RoundSealed(round=current.number))
+            decision.effects.append(self._merge_order(current))
+            return
+        self._log(decision, current, bytes(32))
+        self._record(decision, EvaluationClosed(round=current.number, closed_s=now_s))
+        self._advance(decision, now_s)
+
+    def _merge_order(self, current: Round) -> BeginMerge:
+        assert current.revealed is not None
+        return BeginMerge(
+            round=current.number,
+            base_version=current.base_version,
+            contributions=(Contribution(participant="secure sum", digest=current.revealed.digest, examples=1),),
+        )
+
+    def committed(self, order: BeginMerge, digest: str, size: int, now_s: float) -> Decision:
+        """The merge is on disk: the log of results gets its line in the same transaction."""
+        current = self.state.open_round()
+        log = Decision()
+        if current is not None and current.sealed and current.number == order.round:
+            self._log(log, current, bytes.fromhex(digest))
+        decision = super().committed(order, digest, size, now_s)
+        decision.lines = log.lines + decision.lines
+        decision.effects = log.effects + decision.effects
+        return decision
+
+    def _log(self, decision: Decision, current: Round, model: bytes) -> None:
+        revealed = current.revealed
+        assert revealed is not None
+        opened = next(item.opened for item in current.attempts if item.opened.attempt == revealed.attempt)
+        result = Result(
+            self.log_count,
+            self.log_head,
+            bytes.fromhex(opened.context),
+            positions_bytes(revealed.positions),
+            bytes.fromhex(revealed.uploads_hash),
+            bytes.fromhex(revealed.sum_hash),
+            bytes.fromhex(revealed.record),
+            model,
+        )
+        line = Line(index=self.log_count, round=current.number, statement=result.signed(self._key))
+        self._follow(line)
+        decision.lines.append(line)
+        for name in opened.roster:
+            if name in self._available:
+                decision.effects.append(SendStatement(participant=name, statement=line.statement))
+
+    def _follow(self, line: Line) -> None:
+        self.log_count, self.log_head = line.index + 1, line_hash(line.statement.body)
+        self._last_line = line.statement
+
+    def _remind(self, decision: Decision, name: str) -> None:
+        """Whoever was away when a round ended is told its end: its update is in the sum, or isn't."""
+        closed = [item for item in self.state.rounds if item.closed_s is not None and item.revealed is not None]
+        if not closed:
+            return
+        seat = closed[-1].seats.get(name)
+        if seat is not None and seat.outcome == "done" and self._last_line is not None:
+            task = self._task(closed[-1], name).task_id
+            decision.effects.append(SendReceipt(participant=name, task_id=task, accepted=True))
+            decision.effects.append(SendStatement(participant=name, statement=self._last_line))
+
+
+def _task_attempt(current: Round) -> int:
+    """Which training of the round is summed: a new one after each attempt whose updates may be known."""
+    return 1 + sum(1 for item in current.attempts if item.failed is not None and item.failed.spent)
+
+
+_PHASES: Final = {
+    "accepting": "waits for agreement of",
+    "training": "waits for the training of",
+    "uploading": "waits for the masked updates of",
+    "signing": "waits for signatures of",
+    "releasing": "waits for the shares of",
+    "unmasking": "is being unmasked",
+}

@@ -1,0 +1,248 @@
+"""The context of one attempt at a secure sum, and the hash to which every key and signature of it is bound.
+
+A participant that is shown another model, another roster or another rule than the rest computes another hash: its
+signatures don't verify at the others, its masks cancel with nobody's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Final, Literal, cast
+
+from privacy.secure_aggregation.encoding import Encoding
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.statements import Prekey, Signed
+from privacy.secure_aggregation.tail import TailLayout
+from privacy.secure_aggregation.thresholds import ALL_KEEP, MAX_COHORT, Thresholds, thresholds
+from privacy.transcript import TranscriptError, decode, digest, encode
+
+PROTOCOL: Final = 1
+"""Version of the protocol; a context of another one is refused."""
+
+_CONTEXT_LABEL: Final = "fedloom/secure-aggregation/context/1"
+_KEEPER_LABEL: Final = "fedloom/secure-aggregation/keeper/1"
+_SET_LABEL: Final = "fedloom/secure-aggregation/set/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """A participant's place in the roster, with the prekey it uses up. ``signature`` is the prekey's."""
+
+    name: str
+    index: int
+    mask_key: bytes
+    share_key: bytes
+    beacon_hash: bytes
+    expires_s: int
+    signature: bytes
+
+    def prekey(self, federation: str) -> Signed:
+        """The prekey statement that its owner signed."""
+        prekey = Prekey(
+            federation, self.name, self.index, self.mask_key, self.share_key, self.beacon_hash, self.expires_s
+        )
+        return Signed(prekey.body(), self.signature)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundContext:
+    """Everything that the parties of one attempt agree on before it begins.
+
+    Attributes:
+        federation: Its name.
+        members_count: Length of the member list that the roster was taken from.
+        members_head: Hash of its last entry.
+        run_id: The run.
+        plan_hash: Of the run's plan: what is learnt and how, hence the task that runs at the sites.
+        purpose: Whether updates are summed, or only metrics.
+        round: From 1.
+        attempt: From 1 within the round; every attempt has fresh masks.
+        task_attempt: Which training of the round the updates come from.
+        base_version: The version of the model that is trained from or scored.
+        base_digest: SHA-256 of its checkpoint.
+        dimension: Coordinates d of an update; 0 for scoring.
+        encoding: From updates to ring elements.
+        metrics: Names of the metrics in the tail, sorted.
+        group_size: 0 for one sum (or the cliques of a large cohort); s for sums of groups of at least s.
+        corrupt_percent: See ``thresholds``.
+        min_cohort: The floor that the plan asks for.
+        roster_change: A roster differs from an earlier one by no member or at least so many.
+        freeze: Whether masks are cut down to those who finished training before anything is uploaded.
+        expires_s: Seconds since the epoch; no participant answers later.
+        roster: Sorted by name; a position in it is a participant's number in the round.
+
+    Formal Guarantees:
+        :attr:`hash` is injective in all of these fields, unless SHA-256 is broken; :meth:`parse` gives the context
+        whose :meth:`canonical` bytes it read, or raises.
+    """
+
+    federation: str
+    members_count: int
+    members_head: bytes
+    run_id: str
+    plan_hash: bytes
+    purpose: Literal["train", "evaluate"]
+    round: int
+    attempt: int
+    task_attempt: int
+    base_version: int
+    base_digest: bytes
+    dimension: int
+    encoding: Encoding
+    metrics: tuple[str, ...]
+    group_size: int
+    corrupt_percent: int
+    min_cohort: int
+    roster_change: int
+    freeze: bool
+    expires_s: int
+    roster: tuple[Seat, ...]
+
+    def canonical(self) -> bytes:
+        """The canonical bytes, as a ``Plan`` carries them."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        plain = [dataclasses.astuple(value) if isinstance(value, Encoding) else value for value in values[:-1]]
+        return encode((PROTOCOL, *plain, tuple(dataclasses.astuple(seat) for seat in self.roster)))
+
+    @functools.cached_property
+    def hash(self) -> bytes:
+        """H_R, 32 bytes."""
+        return digest(_CONTEXT_LABEL, self.canonical())
+
+    @classmethod
+    def parse(cls, data: bytes) -> RoundContext:
+        """Read canonical bytes.
+
+        Raises:
+            SecureAggregationError: "context-malformed", or the code of a part that is out of range.
+        """
+        try:
+            value = decode(data)
+            version, *values, roster = cast(tuple[Any, ...], value)
+        except (TranscriptError, TypeError, ValueError) as error:
+            raise _malformed(str(error)) from None
+        if type(version) is not int or version != PROTOCOL:
+            raise _malformed(f"it doesn't speak protocol {PROTOCOL}, which this release does")
+        fields = dataclasses.fields(cls)
+        if len(values) != len(fields) - 1:
+            raise _malformed("it has another number of fields")
+        table = {field.name: item for field, item in zip(fields, values, strict=False)}
+        for name, item in table.items():
+            if not _FIELDS[name](item):
+                raise _malformed(f"{name} is out of range")
+        if not isinstance(roster, tuple) or len(roster) > MAX_COHORT:
+            raise _malformed(f"roster isn't a sequence of at most {MAX_COHORT} seats")
+        seats = tuple(_seat(item) for item in roster)
+        table["encoding"] = Encoding(**dict(zip(_ENCODING, table["encoding"], strict=True)))
+        context = cls(**table, roster=seats)
+        context.layout.check(len(seats))
+        return context
+
+    @functools.cached_property
+    def layout(self) -> TailLayout:
+        """Of the tail block."""
+        return TailLayout(self.metrics)
+
+    @functools.cached_property
+    def numbers(self) -> Thresholds:
+        """Quorum, threshold and floor."""
+        return thresholds(len(self.roster), self.corrupt_percent, self.min_cohort)
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the roster, by position."""
+        return tuple(seat.name for seat in self.roster)
+
+    def position(self, name: str) -> int | None:
+        """A participant's place in the roster."""
+        return self.names.index(name) if name in self.names else None
+
+    @functools.cached_property
+    def keepers(self) -> tuple[int, ...]:
+        """Positions of those that hold shares, ascending: everyone, or 100 of a large roster.
+
+        The draw is keyed by the context itself. A coordinator could try several contexts until it likes the draw; the
+        bound on corrupt keepers has 2^-44 to spend on that.
+        """
+        count = len(self.roster)
+        if count <= ALL_KEEP:
+            return tuple(range(count))
+        ranked = sorted(range(count), key=lambda item: digest(_KEEPER_LABEL, (self.hash, item)))
+        return tuple(sorted(ranked[:ALL_KEEP]))
+
+    def set_hash(self, positions: frozenset[int] | tuple[int, ...]) -> bytes:
+        """Hash of a set of positions, 32 bytes."""
+        return digest(_SET_LABEL, (self.hash, tuple(sorted(positions))))
+
+
+def _malformed(what: str) -> SecureAggregationError:
+    return SecureAggregationError(
+        "context-malformed",
+        f"the coordinator's plan of a round can't be read: {what}",
+        "Both sides must run the same release of fedloom.",
+    )
+
+
+def _seat(value: Any) -> Seat:
+    if not isinstance(value, tuple) or len(value) != len(_SEAT):
+        raise _malformed("a seat of the roster has another form")
+    for item, check in zip(value, _SEAT, strict=True):
+        if not check(item):
+            raise _malformed("a seat of the roster has another form")
+    return Seat(*value)
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 255
+
+
+def _hash(value: Any) -> bool:
+    return isinstance(value, bytes) and len(value) == 32
+
+
+def _signature(value: Any) -> bool:
+    return isinstance(value, bytes) and len(value) == 64
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+
+
+def _encoding(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == len(_ENCODING)
+        and all(type(item) is float or _natural(item) for item in value)
+    )
+
+
+_ENCODING: Final = tuple(field.name for field in dataclasses.fields(Encoding))
+_SEAT: Final = (_name, _natural, _hash, _hash, _hash, _natural, _signature)
+
+_FIELDS: Final = {
+    "federation": _name,
+    "members_count": _natural,
+    "members_head": _hash,
+    "run_id": _name,
+    "plan_hash": _hash,
+    "purpose": lambda value: value in ("train", "evaluate"),
+    "round": _natural,
+    "attempt": _natural,
+    "task_attempt": _natural,
+    "base_version": _natural,
+    "base_digest": _hash,
+    "dimension": _natural,
+    "encoding": _encoding,
+    "metrics": _texts,
+    "group_size": _natural,
+    "corrupt_percent": _natural,
+    "min_cohort": _natural,
+    "roster_change": _natural,
+    "freeze": lambda value: isinstance(value, bool),
+    "expires_s": _natural,
+}

@@ -312,6 +312,24 @@ def export(
         typer.echo(f"Version {reply.version} of run {reply.run_id} is in {out} (sha256 {result['sha256']}).")
 
 
+@app.command("verify-log")
+def verify_log(config: _Config = _DEFAULT_CONFIG, state: _State = None, as_json: _Json = False) -> None:
+    """Verify the log of secure sums on this disk, and recompute the sums whose masked updates are still kept."""
+    from coordinator.auditing import verify_log as verify
+
+    folder = state.expanduser() if state is not None else _load(config).coordinator.state
+    found = verify(folder)
+    if as_json:
+        rounds = [{"run": run, "round": number, "participants": names} for run, number, names in found.recomputed]
+        _print({"lines": found.lines, "head": found.head, "recomputed": rounds, "not_kept": found.not_kept})
+        return
+    typer.echo(f"The log has {found.lines} lines; every signature holds and each line names the one before it.")
+    for run, number, names in found.recomputed:
+        typer.echo(f"  {run} round {number}: the sum over {', '.join(names)} is right, bit for bit.")
+    if found.not_kept:
+        typer.echo(f"  {found.not_kept} older rounds can't be recomputed any more: their uploads aren't kept.")
+
+
 def _load(config: Path) -> FederationConfig:
     from wire import ConfigError, load_federation
 

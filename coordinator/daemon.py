@@ -230,6 +230,8 @@ class Daemon:
         assert self.hub is not None
         hub = self.hub
         order = action.order
+        merging = hub.machine.state.open_round()
+        updates = len(merging.done()) if merging is not None else 0
         started = time.perf_counter()
         merged = await self._insist(lambda: asyncio.to_thread(merge_blobs, self.blobs, hub.plan, order, action.base))
         digest = merged.digest.hex()
@@ -239,7 +241,7 @@ class Daemon:
         _log.info(
             "round %d: merged %d updates into version %d in %.3f s",
             order.round,
-            len(order.contributions),
+            updates,
             hub.machine.state.version,
             time.perf_counter() - started,
             extra={"run": hub.plan.run_id, "round": order.round},

@@ -39,13 +39,17 @@ def show(status: pb.Status) -> None:
 
 
 def render(status: pb.Status) -> Group:
-    """The status as rich renderables: headline, participants, recent rounds, the root, refusals."""
+    """The status as rich renderables: headline, participants, recent rounds, who sees what, the root, refusals."""
     head = Text(f"{status.federation}  {status.run_id or '-'}  ", style="bold")
     head.append(f"{status.state}  ", style="green" if status.state == "finished" else "cyan")
     head.append(f"version {status.version} of {status.rounds}", style="dim")
     parts: list[Any] = [head, Text(status.message), _participants(status)]
     if status.history:
         parts.append(_rounds(status))
+    for item in status.history[-_RECENT:]:
+        parts += [Text(f"Round {item.round}, {text}", style="yellow") for text in item.failures[-_RECENT:]]
+    if status.visibility:
+        parts.append(Text(status.visibility, style="dim"))
     if status.root:
         parts.append(Text(status.root, style="dim"))
     if status.refusals:
@@ -60,7 +64,7 @@ def _participants(status: pb.Status) -> Table:
         table.add_column(name, justify="right" if name in ("examples", "last heard") else "left")
     for item in status.participants:
         progress = f"{100 * item.done // item.total} %" if item.total else ""
-        heard = f"{item.silent_s:.0f} s ago" if item.examples else ""
+        heard = "" if item.state in ("invited", "away", "revoked") else f"{item.silent_s:.0f} s ago"
         table.add_row(item.name, item.state, progress, str(item.examples or ""), heard)
     return table
 

@@ -127,6 +127,14 @@ class Presence:
     members: int = 0  # entries of the member list that it has
 
 
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A line of the log of results; ``blobs`` are the round's record and then its uploads, or nothing."""
+
+    stored: StoredResult
+    blobs: tuple[bytes, ...]
+
+
 class Federation(Protocol):
     """What the hub needs to know of the federation's members, and to sign with (``coordinator.membership``)."""
 
@@ -317,6 +325,16 @@ class Hub:
         public = isinstance(self.machine, SecureRounds) and digest in self.machine.public_blobs(self._audited)
         if not public and not any(digest == item.digest for item in self._versions):
             raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
+
+    def published(self) -> list[Published]:
+        """The log of results, each line with the blobs that still let anyone recompute its sum."""
+        kept: dict[int, tuple[bytes, ...]] = {}
+        if isinstance(self.machine, SecureRounds):
+            kept = {item.round: item.blobs() for item in self.machine.revealed(self._audited)}
+        return [
+            Published(stored, kept.get(stored.round, ()) if stored.run_id == self.plan.run_id else ())
+            for stored in self.store.results()
+        ]
 
     def blobs_in_use(self) -> set[bytes]:
         """Digests that are still needed: every version of every run, the last one's state, the open round's updates."""

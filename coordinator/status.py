@@ -32,6 +32,7 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
         history=[_round(item, now_s) for item in state.rounds],
         refusals=refusals,
         message=message,
+        visibility=hub.plan.visibility,
     )
 
 
@@ -95,12 +96,20 @@ def _round(item: Round, now_s: float) -> pb.RoundStatus:
         if "loss" in seat.metrics and seat.examples
     ]
     total = sum(weight for weight, _ in weights)
+    loss = sum(weight * value for weight, value in weights) / total if total else math.nan
+    metrics = item.revealed.metrics if item.revealed is not None else {}
     return pb.RoundStatus(
         round=item.number,
         version=item.version or 0,
         seconds=(item.closed_s if item.closed_s is not None else now_s) - item.opened_s,
         model=session_pb2.Blob(digest=bytes.fromhex(item.digest)) if item.digest else None,
-        weighted_loss=sum(weight * loss for weight, loss in weights) / total if total else math.nan,
+        weighted_loss=metrics.get("loss", loss),
+        metrics=metrics,
+        failures=[
+            f"attempt {attempt.failed.attempt}: {attempt.failed.code}: {attempt.failed.message}"
+            for attempt in item.attempts
+            if attempt.failed is not None
+        ],
         participants=[
             pb.ParticipantRound(
                 name=name,

@@ -232,6 +232,7 @@ class Agent:
         if self._plan is not None and self._plan.hash == plan.hash and self._prepared is not None:
             return self._say_ready()
         self._plan, self._prepared = plan, None
+        _log.info("run %s: %s", plan.run_id, plan.visibility)
         return [Prepare(plan)]
 
     def _members_shown(self, message: pb.Members) -> list[Action]:

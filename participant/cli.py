@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,13 @@ def join(
         typer.Option("--root", help="The federation root's public key, as the consortium (not the operator) gave it."),
     ] = "",
     replace: Annotated[bool, typer.Option("--replace", help="Join anew, with new keys.")] = False,
+    allow_plain: Annotated[
+        bool,
+        typer.Option(
+            "--allow-plain",
+            help="Also take part in runs with plain averaging, where the coordinator sees this site's updates.",
+        ),
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Make this site's keys, have them certified with the token, and write the site's folder."""
@@ -49,7 +57,15 @@ def join(
     folder = home.expanduser()
     place = Path(data).expanduser()
     source = str(place.resolve()) if place.exists() else data
-    joining = enrol(Token.parse(token), folder, data=source, allow=tuple(allow or ()), root=told, replace=replace)
+    joining = enrol(
+        Token.parse(token),
+        folder,
+        data=source,
+        allow=tuple(allow or ()),
+        root=told,
+        replace=replace,
+        allow_plain=allow_plain,
+    )
     site = asyncio.run(joining)
     done = certified(site, pinned_by(site))
     if as_json:
@@ -114,6 +130,34 @@ async def _run(site: Site, *, once: bool) -> Finished | None:
 
 
 @app.command()
+def audit(
+    round_number: Annotated[int, typer.Argument(metavar="ROUND", min=1, help="The round to recompute, from 1.")],
+    run: Annotated[str, typer.Option("--run", help="The run; the latest if not given.")] = "",
+    home: _Home = _DEFAULT_HOME,
+    as_json: _Json = False,
+) -> None:
+    """Recompute a round's secure sum from what the coordinator publishes, bit for bit."""
+    from participant.auditing import audit as recompute
+    from participant.site import JOURNAL, Site
+    from participant.store import ParticipantStore
+
+    site = Site.load(home.expanduser())
+    store = ParticipantStore(site.folder / JOURNAL)
+    try:
+        found = asyncio.run(recompute(site, store, round_number, run))
+    finally:
+        store.close()
+    if as_json:
+        _print(dataclasses.asdict(found))
+        return
+    typer.echo(
+        f"{found.run_id} round {found.round}: the sum over {', '.join(found.participants)} is right, bit for bit."
+    )
+    typer.echo(f"This site's update is {'in it' if found.mine else 'not in it'}.")
+    typer.echo(f"The log was verified up to line {found.line}; sum {found.sum_hash[:16]}…, model {found.model[:16]}…")
+
+
+@app.command()
 def status(
     home: _Home = _DEFAULT_HOME,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many past tasks to show.")] = 10,
@@ -160,6 +204,8 @@ def status(
     typer.echo(f"{site.name} in federation {site.federation}; certificate valid until {expires}")
     typer.echo(f"coordinator  {site.config.session_address}")
     typer.echo(f"data         {site.config.data}")
+    allowed = "secure sums and plain averaging" if site.config.allow_plain else "secure sums only"
+    typer.echo(f"takes part   in runs with {allowed}")
     typer.echo(f"root         {key_fingerprint(site.root)}; {len(members.members())} members certified")
     state = "certified" if certified(site, members) else "not certified yet"
     typer.echo(f"own key      {key_fingerprint(site.signing_key.public)}; {state}")

@@ -45,6 +45,7 @@ async def join(
     allow: tuple[str, ...] = (),
     root: bytes | None = None,
     replace: bool = False,
+    allow_plain: bool = False,
 ) -> Site:
     """Enrol with a token and write the site's folder.
 
@@ -58,6 +59,7 @@ async def join(
         allow: Entry points that a plan may name.
         root: The federation root's public key as the consortium told it to the site, 32 bytes; the token's if None.
         replace: Join anew, with new keys, from a folder that has joined already.
+        allow_plain: Take part in runs with plain averaging, too, where the coordinator sees this site's updates.
 
     Raises:
         ConfigError: the folder already belongs to a joined site and ``replace`` is False.
@@ -84,6 +86,7 @@ async def join(
         root=token.root.hex(),
         data=data,
         allow=allow,
+        allow_plain=allow_plain,
     )
     site = Site(folder, config, credentials, signing_key)
     entries = unpack_members(reply.members)

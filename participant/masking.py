@@ -6,6 +6,7 @@ cohort is known until its update is masked; a residual from one round to the nex
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 from participant.actions import ExpandMask, MaskUpdate
 from participant.store import ParticipantStore, TaskRecord, TaskState
 from privacy.secure_aggregation.context import RoundContext
+from privacy.secure_aggregation.encoding import Encoder
 from privacy.secure_aggregation.masking import dither_seed, expand_mask, masked_upload, split_mask
 from privacy.secure_aggregation.sharing import MaskTerm
 from privacy.secure_aggregation.tail import encode_tail
 from wire import BlobStore, DataError
+
+_log = logging.getLogger("fedloom.participant")
 
 MASKS: Final = "masks"
 
@@ -89,6 +93,7 @@ class Masking:
             lost = np.empty(context.dimension, np.float32)
             dither = dither_seed(action.seed, context.round, self._name)
             encoder = context.encoding.encoder(update, record.examples, dither, kept)
+            _warn_of_clipping(context, encoder, update)
         values = {**record.metrics, **{EVALUATION + name: value for name, value in record.evaluation.items()}}
         wanted = {name: value for name, value in values.items() if name in context.metrics}
         tail = encode_tail(context.layout, context.encoding.weight(record.examples), wanted)
@@ -119,6 +124,18 @@ class Masking:
             return np.fromfile(path, "<f4")
         except OSError as error:
             raise DataError(f"the trained update {path} is gone: {error.strerror}") from error
+
+
+def _warn_of_clipping(context: RoundContext, encoder: Encoder, update: NDArray[np.float32]) -> None:
+    """Clipping that bites changes what is learnt: the site's log says so, and which setting would help."""
+    encoding = context.encoding
+    if encoder.clip_factor < 1.0:
+        text = "round %d: the update was scaled by %.3g to norm %g ([secure_aggregation] clip_norm of the federation)"
+        _log.warning(text, context.round, encoder.clip_factor, encoding.clip_norm)
+    largest = float(max(update.max(), -update.min())) * encoder.clip_factor * encoder.weight / encoding.weight_cap
+    if largest > encoding.clip_value:
+        text = "round %d: values of the weighted update up to %.3g were cut to %g ([secure_aggregation] clip_value)"
+        _log.warning(text, context.round, largest, encoding.clip_value)
 
 
 def expand_to(path: Path, context: bytes, terms: Sequence[MaskTerm]) -> None:

@@ -152,7 +152,15 @@ class Site:
         return cls(folder, config, Credentials.load(folder / IDENTITY), load_signing_key(folder / IDENTITY))
 
     def save(self) -> None:
-        """Write the folder."""
+        """Write the folder.
+
+        Raises:
+            ConfigError: a value holds a control character, which nobody would see in the file.
+        """
+        config = self.config
+        for text in (config.session_address, config.enrolment_address, config.data, *config.allow):
+            if not text.isprintable():
+                raise ConfigError(f"{text!r} can't be written to {CONFIG}: it holds a control character")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.credentials.save(self.folder / IDENTITY)
         save_signing_key(self.folder / IDENTITY, self.signing_key)

@@ -69,6 +69,7 @@ class Status(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    VISIBILITY_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     run_id: _builtins.str
@@ -82,6 +83,8 @@ class Status(_message.Message):
     """last committed"""
     message: _builtins.str
     """one sentence for a person: what it is waiting for"""
+    visibility: _builtins.str
+    """for a person: what the coordinator can see in this run"""
     root: _builtins.str
     """for a person: where the federation root is, and who waits for its signature"""
     @_builtins.property
@@ -108,11 +111,12 @@ class Status(_message.Message):
         history: _abc.Iterable[Global___RoundStatus] | None = ...,
         refusals: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         message: _builtins.str = ...,
+        visibility: _builtins.str = ...,
         root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -167,12 +171,34 @@ Global___ParticipantStatus: _TypeAlias = ParticipantStatus  # noqa: Y015
 class RoundStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ROUND_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PARTICIPANTS_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     WEIGHTED_LOSS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     version: _builtins.int
     """0 while open"""
@@ -184,6 +210,14 @@ class RoundStatus(_message.Message):
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParticipantRound]: ...
     @_builtins.property
     def model(self) -> _session_pb2.Blob: ...
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """means over the participants, from a secure sum"""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of attempts at a secure sum that ended without one, in words"""
+
     def __init__(
         self,
         *,
@@ -193,10 +227,12 @@ class RoundStatus(_message.Message):
         seconds: _builtins.float = ...,
         model: _session_pb2.Blob | None = ...,
         weighted_loss: _builtins.float = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        failures: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "participants", b"participants", "round", b"round", "seconds", b"seconds", "version", b"version", "weighted_loss", b"weighted_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "metrics", b"metrics", "model", b"model", "participants", b"participants", "round", b"round", "seconds", b"seconds", "version", b"version", "weighted_loss", b"weighted_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,11 @@ class SessionStub:
                 request_serializer=protos_dot_session__pb2.FromParticipant.SerializeToString,
                 response_deserializer=protos_dot_session__pb2.FromCoordinator.FromString,
                 _registered_method=True)
+        self.Log = channel.unary_stream(
+                '/fedloom.v1.Session/Log',
+                request_serializer=protos_dot_session__pb2.LogRequest.SerializeToString,
+                response_deserializer=protos_dot_session__pb2.LogLine.FromString,
+                _registered_method=True)
         self.Renew = channel.unary_unary(
                 '/fedloom.v1.Session/Renew',
                 request_serializer=protos_dot_session__pb2.RenewRequest.SerializeToString,
@@ -51,6 +56,13 @@ class SessionServicer:
 
     def Attach(self, request_iterator, context):
         """Client certificate of role "participant" required.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Log(self, request, context):
+        """The log of results of secure sums from its beginning, for whoever wants to recompute a round.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +82,11 @@ def add_SessionServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=protos_dot_session__pb2.FromParticipant.FromString,
                     response_serializer=protos_dot_session__pb2.FromCoordinator.SerializeToString,
+            ),
+            'Log': grpc.unary_stream_rpc_method_handler(
+                    servicer.Log,
+                    request_deserializer=protos_dot_session__pb2.LogRequest.FromString,
+                    response_serializer=protos_dot_session__pb2.LogLine.SerializeToString,
             ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
@@ -104,6 +121,33 @@ class Session:
             '/fedloom.v1.Session/Attach',
             protos_dot_session__pb2.FromParticipant.SerializeToString,
             protos_dot_session__pb2.FromCoordinator.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Log(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedloom.v1.Session/Log',
+            protos_dot_session__pb2.LogRequest.SerializeToString,
+            protos_dot_session__pb2.LogLine.FromString,
             options,
             channel_credentials,
             insecure,

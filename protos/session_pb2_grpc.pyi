@@ -38,6 +38,8 @@ class SessionStub:
     def __new__(cls, channel: _aio.Channel) -> SessionAsyncStub: ...
     Attach: _grpc.StreamStreamMultiCallable[_session_pb2.FromParticipant, _session_pb2.FromCoordinator]
     """Client certificate of role "participant" required."""
+    Log: _grpc.UnaryStreamMultiCallable[_session_pb2.LogRequest, _session_pb2.LogLine]
+    """The log of results of secure sums from its beginning, for whoever wants to recompute a round."""
     Renew: _grpc.UnaryUnaryMultiCallable[_session_pb2.RenewRequest, _session_pb2.RenewReply]
     """A new certificate for the key in the signing request, before the present one expires."""
 
@@ -46,6 +48,8 @@ class SessionAsyncStub(SessionStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.StreamStreamMultiCallable[_session_pb2.FromParticipant, _session_pb2.FromCoordinator]  # type: ignore[assignment]
     """Client certificate of role "participant" required."""
+    Log: _aio.UnaryStreamMultiCallable[_session_pb2.LogRequest, _session_pb2.LogLine]  # type: ignore[assignment]
+    """The log of results of secure sums from its beginning, for whoever wants to recompute a round."""
     Renew: _aio.UnaryUnaryMultiCallable[_session_pb2.RenewRequest, _session_pb2.RenewReply]  # type: ignore[assignment]
     """A new certificate for the key in the signing request, before the present one expires."""
 
@@ -57,6 +61,14 @@ class SessionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.FromCoordinator], _abc.AsyncIterator[_session_pb2.FromCoordinator]]:
         """Client certificate of role "participant" required."""
+
+    @_abc_1.abstractmethod
+    def Log(
+        self,
+        request: _session_pb2.LogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.LogLine], _abc.AsyncIterator[_session_pb2.LogLine]]:
+        """The log of results of secure sums from its beginning, for whoever wants to recompute a round."""
 
     @_abc_1.abstractmethod
     def Renew(

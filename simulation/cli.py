@@ -114,6 +114,7 @@ def _summary(record: Any, page: Path) -> None:
     console = Console()
     console.print(f"\n{metric.label[0].upper()}{metric.label[1:]}:", highlight=False)
     console.print(table)
+    console.print(record.visibility, highlight=False, style="dim")
     console.print(
         f"Final model {record.model.digest[:16]}…, version {record.model.version}, "
         f"{record.wall_seconds:.0f} s. Report: {page}",

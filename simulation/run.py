@@ -180,6 +180,7 @@ def _record(
         headline_metric=metrics[0],
         other_metrics=tuple(metrics[1:]),
         gallery=tuple(gallery),
+        visibility=plan.visibility,
     )
 
 

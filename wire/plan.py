@@ -107,7 +107,7 @@ class SecureSpec(Frozen):
         description="Bits of one participant's values before masking; 0 takes as many as the sum leaves room for.",
     )
     clip_norm: float = Field(
-        default=10.0, gt=0.0, le=1e9, description="Largest L2 norm of an update; a longer one is scaled down."
+        default=100.0, gt=0.0, le=1e9, description="Largest L2 norm of an update; a longer one is scaled down."
     )
     clip_value: float = Field(
         default=0.25,
@@ -213,6 +213,17 @@ class RunPlan(Frozen):
     def _learning_is_json(self) -> Self:
         _check_json(self.learning, "learning", 0)
         return self
+
+    @property
+    def visibility(self) -> str:
+        """What the coordinator can see in this run, for a person."""
+        if self.secure is None:
+            return "Plain averaging: the coordinator sees each participant's update, its example count and its metrics."
+        return (
+            f"Secure sums: the coordinator sees who took part, and of at least {self.secure.min_cohort} participants "
+            "together the sum of their updates, their total weight and their mean metrics; of no single one does it "
+            "see update, example count or metrics."
+        )
 
     def canonical(self) -> bytes:
         """The plan as canonical JSON: UTF-8, sorted keys, no spaces. :meth:`parse` reads it back to an equal plan."""

@@ -4,7 +4,7 @@ from coordinator.aggregation.blobs import merge_blobs
 from coordinator.aggregation.check import UpdateRefused
 from coordinator.aggregation.merge import MergeJob, MergeResult, OptimizerOverflow, Update, merge
 from coordinator.aggregation.optimizer import FedAdam, FedAvg, ServerOptimizer, server_optimizer
-from coordinator.aggregation.reveal import reveal, sums_hash, unmask
+from coordinator.aggregation.reveal import map_upload, reveal, unmask
 
 __all__ = [
     "FedAdam",
@@ -15,10 +15,10 @@ __all__ = [
     "ServerOptimizer",
     "Update",
     "UpdateRefused",
+    "map_upload",
     "merge",
     "merge_blobs",
     "reveal",
     "server_optimizer",
-    "sums_hash",
     "unmask",
 ]

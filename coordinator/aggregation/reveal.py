@@ -12,22 +12,21 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.rounds import BeginUnmask, Revealed
 from privacy.secure_aggregation.context import RoundContext
-from privacy.secure_aggregation.coordinator import GroupSum
+from privacy.secure_aggregation.decisions import GroupSum
 from privacy.secure_aggregation.errors import SecureAggregationError
-from privacy.secure_aggregation.masking import streams, sum_hash
-from privacy.secure_aggregation.streams import MAIN, TAIL, RingVector, Term, add_streams, slices
-from privacy.secure_aggregation.tail import TailSum, decode_tail, split_upload
-from privacy.transcript import digest, encode
+from privacy.secure_aggregation.masking import streams
+from privacy.secure_aggregation.streams import MAIN, RingVector, Term, slices
+from privacy.secure_aggregation.summing import Upload, add_slice, joined, sums_hash, unmask_group, unmask_tail
+from privacy.secure_aggregation.tail import TailSum, decode_tail
+from privacy.transcript import encode
 from wire import BlobStore, DataError
-
-_SUMS_LABEL: Final = "fedloom/secure-aggregation/sums/1"
 
 # Below so many bytes of keystream a process of its own costs more than it saves.
 _WORTH_A_PROCESS: Final = 512 << 20
@@ -48,17 +47,15 @@ def reveal(blobs: BlobStore, order: BeginUnmask) -> Revealed:
         ResourceError: "disk-full".
     """
     context = order.order.context
-    mains: list[RingVector] = []
-    tails: list[NDArray[np.uint64]] = []
+    sums = []
     for group in order.order.groups:
-        paths = [blobs.path(item) for item in group.digests]
-        main, tail = unmask(context, group, paths)
+        main, tail = unmask(context, group, [blobs.path(item) for item in group.digests])
         decode_tail(context.layout, tail, participants=len(group.members), weight_cap=context.encoding.weight_cap)
-        context.encoding.check_sum(main, len(group.members))
-        mains.append(main)
-        tails.append(tail)
-    hashed = sums_hash(context, mains, tails)
-    total, tail = _added(mains), _added(tails)
+        if context.dimension:
+            context.encoding.check_sum(main, len(group.members))
+        sums.append((main, tail))
+    hashed = sums_hash(context, sums)
+    total, tail = joined(sums)
     members = sum(len(group.members) for group in order.order.groups)
     said = decode_tail(context.layout, tail, participants=members, weight_cap=context.encoding.weight_cap)
     record = _put(blobs, encode(order.record))
@@ -69,49 +66,34 @@ def reveal(blobs: BlobStore, order: BeginUnmask) -> Revealed:
 
 
 def unmask(context: RoundContext, group: GroupSum, paths: Sequence[Path]) -> tuple[RingVector, NDArray[np.uint64]]:
-    """One group's unmasked sum.
-
-    Args:
-        context: Of the attempt.
-        group: Its terms; ``paths`` are its uploads in the same order.
-        paths: The uploads' files.
+    """One group's unmasked sum from its uploads' files, in as many processes as it is worth.
 
     Returns:
         The main vector [d] in the ring (only its low ``wire_bits`` count) and the tail.
+
+    Raises:
+        SecureAggregationError: "upload-malformed".
+        DataError: A file is gone.
     """
-    tail = np.zeros(context.layout.size, "<u8")
-    for path in paths:
-        tail += _tail(context, path)
-    add_streams(tail, streams(group.terms, TAIL))
-    if not context.dimension:
-        return np.zeros(0, context.encoding.dtype), tail
-    terms = streams(group.terms, MAIN)
-    work = len(terms) * context.dimension * context.encoding.ring_bits // 8
+    uploads = [map_upload(path) for path in paths]
+    work = len(group.terms) * context.dimension * context.encoding.ring_bits // 8
     processes = len(os.sched_getaffinity(0)) if work >= _WORTH_A_PROCESS else 1
     if processes == 1:
-        total: RingVector = np.zeros(context.dimension, context.encoding.dtype)
-        _sum_slice(context, total, terms, paths, 0)
-        return total, tail
-    return _in_processes(context, terms, paths, processes), tail
+        return unmask_group(context, group, uploads)
+    tail = unmask_tail(context, group, uploads)
+    return _in_processes(context, streams(group.terms, MAIN), paths, processes), tail
 
 
-def sums_hash(context: RoundContext, mains: Sequence[RingVector], tails: Sequence[NDArray[np.uint64]]) -> bytes:
-    """Hash over all groups' sums, 32 bytes: what the log of results names."""
-    each = (sum_hash(main, tail, context.encoding.wire_bits) for main, tail in zip(mains, tails, strict=True))
-    return digest(_SUMS_LABEL, tuple(each))
+def map_upload(path: Path) -> Upload:
+    """A masked update's bytes as a memory map: packed planes lie far apart, and the pages are used once.
 
-
-def _sum_slice(
-    context: RoundContext, out: RingVector, terms: Sequence[Term], paths: Sequence[Path], start: int
-) -> None:
-    """Add the uploads' coordinates from ``start`` on, and the streams that unmask them, to ``out`` [m]."""
-    for path in paths:
-        # A map and not a read: packed planes lie far apart, and the pages are used once.
-        with path.open("rb") as file:
-            content = np.memmap(file, np.uint8, "r")
-            main, _ = split_upload(content, context.layout)
-            np.add(out, context.encoding.unpack(main, context.dimension, start, start + len(out)), out=out)
-    add_streams(out, terms, start=start)
+    Raises:
+        DataError: The file is gone.
+    """
+    try:
+        return np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}", "The coordinator's blob folder is damaged: restore it.") from error
 
 
 def _in_processes(context: RoundContext, terms: Sequence[Term], paths: Sequence[Path], processes: int) -> RingVector:
@@ -142,32 +124,10 @@ def _slice_job(
         parsed = RoundContext.parse(context)
         out: RingVector = np.ndarray(parsed.dimension, parsed.encoding.dtype, shared.buf)[start:stop]
         out.fill(0)
-        _sum_slice(parsed, out, terms, paths, start)
+        add_slice(parsed, out, terms, [map_upload(path) for path in paths], start)
         del out
     finally:
         shared.close()
-
-
-def _tail(context: RoundContext, path: Path) -> NDArray[np.uint64]:
-    """The last bytes of an upload."""
-    size = context.encoding.upload_bytes(context.dimension, context.layout)
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size:
-                raise SecureAggregationError(
-                    "upload-malformed", f"{path.name} has another size than an upload of this round ({size} bytes)"
-                )
-            file.seek(size - context.layout.wire_bytes)
-            return np.frombuffer(file.read(), "<u8")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", "The coordinator's blob folder is damaged.") from error
-
-
-def _added(vectors: Sequence[Any]) -> Any:
-    total = vectors[0]
-    for vector in vectors[1:]:
-        total = total + vector
-    return total
 
 
 def _write_mean(blobs: BlobStore, context: RoundContext, total: RingVector, said: TailSum) -> bytes:

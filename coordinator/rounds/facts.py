@@ -147,6 +147,10 @@ class SumRevealed:
     record: str
     uploads: tuple[str, ...]
 
+    def blobs(self) -> tuple[bytes, ...]:
+        """Digests of the record and of the uploads: all that recomputing the sum needs."""
+        return tuple(bytes.fromhex(item) for item in (self.record, *self.uploads))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundSealed:

@@ -54,11 +54,9 @@ from privacy.secure_aggregation.statements import (
     positions_bytes,
     signature_holds,
 )
-from privacy.transcript import digest
+from privacy.secure_aggregation.summing import line_hash, uploads_hash
 from wire import RefusedError, RunPlan
 
-_UPLOADS_LABEL: Final = "fedloom/secure-aggregation/uploads/1"
-_RESULT_LABEL: Final = "fedloom/secure-aggregation/result/1"
 _CLOCKS_S: Final = 60.0  # by which a participant's clock may be ahead of ours
 _LONGEST_PAUSE_S: Final = 600.0
 # A refusal that says: this update may be known in a sum. It can't be helped by asking again for the same one.
@@ -82,16 +80,6 @@ class Revealed:
     metrics: Mapping[str, float]
     sum_hash: str
     record: str
-
-
-def line_hash(body: bytes) -> bytes:
-    """What the next line of the log of results names as the one before it, 32 bytes."""
-    return digest(_RESULT_LABEL, body)
-
-
-def uploads_hash(digests: Iterable[bytes]) -> bytes:
-    """Over the digests of a sum's uploads in the order of their positions, 32 bytes."""
-    return digest(_UPLOADS_LABEL, tuple(digests))
 
 
 class SecureRounds(SynchronousRounds):
@@ -335,9 +323,13 @@ class SecureRounds(SynchronousRounds):
     def public_blobs(self, rounds: int) -> set[bytes]:
         """Uploads and records of the last rounds with a revealed sum, for whoever wants to recompute it."""
         found: set[bytes] = set()
-        for item in [item.revealed for item in self.state.rounds if item.revealed is not None][-rounds or None :]:
-            found.update(bytes.fromhex(digest) for digest in (*item.uploads, item.record, item.digest) if digest)
+        for item in self.revealed(rounds):
+            found.update((*item.blobs(), *([bytes.fromhex(item.digest)] if item.digest else [])))
         return found
+
+    def revealed(self, rounds: int) -> list[SumRevealed]:
+        """The last rounds' revealed sums, oldest first."""
+        return [item.revealed for item in self.state.rounds if item.revealed is not None][-rounds:]
 
     def uploads_held(self) -> set[bytes]:
         """Digests of the open attempt's uploads."""

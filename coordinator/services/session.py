@@ -61,6 +61,22 @@ class SessionService(session_pb2_grpc.SessionServicer):
         async for message in request_iterator:
             await self._daemon.receive(peer, message)
 
+    async def Log(
+        self, request: pb.LogRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.LogLine]:
+        """The log of results, with the blobs from which its last sums can be recomputed."""
+        member_of(context, self._daemon.store)
+        hub = await self._daemon.opened()
+        for line in hub.published():
+            blobs = [pb.Blob(digest=digest, size=self._daemon.blobs.size(digest)) for digest in line.blobs]
+            yield pb.LogLine(
+                statement=pb.Statement(body=line.stored.body, signature=line.stored.signature),
+                run_id=line.stored.run_id,
+                round=line.stored.round,
+                record=blobs[0] if blobs else None,
+                uploads=blobs[1:],
+            )
+
     async def Renew(self, request: pb.RenewRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.RenewReply:
         """A new certificate for the enrolled key."""
         store = self._daemon.store

@@ -32,9 +32,7 @@ from privacy.secure_aggregation.statements import (
     positions_of,
 )
 
-SPOKEN: Final = {
-    item.KIND: item for item in (Accept, Ready, Upload, Survived, Release, Complaint, Refused)
-}
+SPOKEN: Final = {item.KIND: item for item in (Accept, Ready, Upload, Survived, Release, Complaint, Refused)}
 """Kinds of the participants' statements that stand in the log."""
 
 

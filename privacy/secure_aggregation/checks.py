@@ -70,9 +70,7 @@ def read_acceptances(opened: Delivery, context: RoundContext, members: MemberLis
     return found
 
 
-def read_parcels(
-    opened: Delivery, hand: Hand, acceptances: Mapping[int, Acceptance]
-) -> dict[int, Parcel] | Unreadable:
+def read_parcels(opened: Delivery, hand: Hand, acceptances: Mapping[int, Acceptance]) -> dict[int, Parcel] | Unreadable:
     """The shares that were dealt to this keeper; or the first parcel that can't be read.
 
     Raises:

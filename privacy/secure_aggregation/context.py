@@ -101,9 +101,13 @@ class RoundContext:
 
     def canonical(self) -> bytes:
         """The canonical bytes, as a ``Plan`` carries them."""
+        return self._canonical
+
+    @functools.cached_property
+    def _canonical(self) -> bytes:
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        plain = [dataclasses.astuple(value) if isinstance(value, Encoding) else value for value in values[:-1]]
-        return encode((PROTOCOL, *plain, tuple(dataclasses.astuple(seat) for seat in self.roster)))
+        plain = [_row(value) if isinstance(value, Encoding) else value for value in values[:-1]]
+        return encode((PROTOCOL, *plain, tuple(_row(seat) for seat in self.roster)))
 
     @functools.cached_property
     def hash(self) -> bytes:
@@ -174,6 +178,10 @@ class RoundContext:
     def set_hash(self, positions: frozenset[int] | tuple[int, ...]) -> bytes:
         """Hash of a set of positions, 32 bytes."""
         return digest(_SET_LABEL, (self.hash, tuple(sorted(positions))))
+
+
+def _row(value: Encoding | Seat) -> tuple[object, ...]:
+    return tuple(getattr(value, field.name) for field in dataclasses.fields(value))
 
 
 def _malformed(what: str) -> SecureAggregationError:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 
 from privacy.secure_aggregation.context import RoundContext
-from privacy.secure_aggregation.thresholds import COMPLETE, group_floor
+from privacy.secure_aggregation.thresholds import COMPLETE, corrupt_members, group_floor
 from privacy.transcript import digest
 
 _BEACON_LABEL = "fedloom/secure-aggregation/beacon/1"
@@ -42,24 +42,23 @@ def groups(context: RoundContext, beacons: Mapping[int, bytes]) -> tuple[Group, 
     """
     accepted = sorted(beacons)
     count = len(accepted)
-    if context.group_size:
-        parts = max(1, count // context.group_size)
-    else:
-        parts = math.ceil(count / COMPLETE)
+    corrupt = corrupt_members(len(context.roster), context.corrupt_percent)
+    parts = max(1, count // context.group_size) if context.group_size else math.ceil(count / COMPLETE)
     if parts == 1:
-        return (Group(tuple(accepted), context.numbers.floor),)
+        floor = group_floor(count, count, corrupt, clique=True)
+        return (Group(tuple(accepted), max(floor, context.numbers.floor)),)
     seed = digest(_BEACON_LABEL, (context.hash, tuple((item, beacons[item]) for item in accepted)))
     ordered = sorted(accepted, key=lambda item: digest(_ORDER_LABEL, (seed, item)))
     found = []
     for part in range(parts):
         members = ordered[count * part // parts : count * (part + 1) // parts]
-        floor = group_floor(len(members), len(context.roster), context.corrupt_percent, clique=not context.group_size)
+        floor = group_floor(len(members), count, corrupt, clique=not context.group_size)
         found.append(Group(tuple(sorted(members)), floor))
     return tuple(found)
 
 
 def publishable(groups_of: tuple[Group, ...], survivors: frozenset[int]) -> frozenset[int]:
-    """The survivors whose groups are large enough for their sums to be published; a group below its floor drops whole."""
+    """The survivors whose groups are large enough for their sums to be published; one below its floor goes whole."""
     kept: set[int] = set()
     for group in groups_of:
         members = survivors.intersection(group.members)

@@ -126,8 +126,9 @@ class History:
         self._retired[value[0]] = Retired(*value)
 
     def _read_published(self, value: Any) -> None:
-        *place, sets = value
-        self._published.append(Published(*place, tuple(frozenset(names) for names in sets)))
+        run_id, purpose, base_digest, round_number, sets = value
+        found = tuple(frozenset(names) for names in sets)
+        self._published.append(Published(run_id, purpose, base_digest, round_number, found))
 
     def _read_receipt(self, value: Any) -> None:
         self._receipts.append(encode(value))
@@ -262,7 +263,6 @@ class History:
         while len(self._published) > _MAX_PUBLISHED:
             changes.append(Forget(b"", "published", self._published.pop(0).note()))
         return changes
-
 
     # ---- evidence ---------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from privacy.secure_aggregation.memory import Assignment, Deliver, Discard, Forg
 from privacy.secure_aggregation.policy import SitePolicy, check_context
 from privacy.secure_aggregation.prekeys import PrekeySecret, PrekeyStock
 from privacy.secure_aggregation.sharing import deal, seed_commitment
+from privacy.secure_aggregation.signed import cleaned
 from privacy.secure_aggregation.statements import (
     PARCELS,
     Accept,
@@ -122,9 +123,14 @@ class Participant(Secret):
         return step
 
     def offer(self, now_s: float) -> Step:
-        """Offer the coordinator all unused prekeys, making new ones where few are left."""
-        changes = list(self.stock.fill(now_s))
-        return Step(changes, [self.stock.batch().signed(self._key)])
+        """Offer all unused prekeys, making new ones where few are left; erase an attempt whose time is over."""
+        step = Step()
+        if self._hand is not None and now_s > self._hand.context.expires_s:
+            self._retire(step, self._hand)
+            self._hand = None
+        step.changes += self.stock.fill(now_s)
+        step.answers.append(self.stock.batch().signed(self._key))
+        return step
 
     def plan(self, signed: Signed, task: Assignment, now_s: float) -> Step:
         """The coordinator proposes an attempt at the task in hand."""
@@ -460,7 +466,7 @@ class Participant(Secret):
     def _refuse(self, error: SecureAggregationError, context: bytes) -> Step:
         setting = error.setting if isinstance(error, Refusal) else ""
         refusal = error if isinstance(error, Refusal) else Refusal(error.code, error.message)
-        statement = Refused(context, refusal.code[:64], setting[:64], refusal.message[:1000])
+        statement = Refused(context, refusal.code[:64], setting[:64], cleaned(refusal.message, 1000))
         return Step(answers=[statement.signed(self._key)], refusal=refusal)
 
 

@@ -106,8 +106,13 @@ def any_bytes(value: Any) -> bool:
 
 
 def text(longest: int) -> Check:
-    """A string of at most so many characters."""
-    return lambda value: isinstance(value, str) and len(value) <= longest
+    """A string of at most so many characters, none of which moves a cursor: an operator will read it."""
+    return lambda value: isinstance(value, str) and len(value) <= longest and (not value or value.isprintable())
+
+
+def cleaned(value: str, longest: int) -> str:
+    """A string of unknown origin as :func:`text` allows it."""
+    return "".join(item if item.isprintable() else "?" for item in value[:longest])
 
 
 def natural(value: Any) -> bool:

@@ -56,8 +56,8 @@ def thresholds(participants: int, corrupt_percent: int, min_cohort: int) -> Thre
     Formal Guarantees:
         As long as at most ``corrupt`` keepers are corrupt: (1) at most one survivor set gets ``quorum`` signatures;
         (2) fewer than ``threshold`` shares of any secret are in corrupt hands before the quorum; (3) since ``floor``
-        is at least ``corrupt + 2``, at least two honest updates are mixed in every published sum of a complete mask
-        graph, whomever the coordinator declares dropped.
+        is at least ``corrupt + 2``, at least two honest updates are mixed in every published sum of up to 128
+        participants, whomever the coordinator declares dropped; larger cohorts have the same from :func:`group_floor`.
 
     Args:
         participants: n, the roster's length, 3 to 1024.
@@ -79,50 +79,58 @@ def thresholds(participants: int, corrupt_percent: int, min_cohort: int) -> Thre
     if not 1 <= corrupt_percent <= 33:
         raise SecureAggregationError("corrupt-range", f"corrupt_percent is {corrupt_percent}; 1 to 33 is possible")
     keepers = min(participants, ALL_KEEP)
-    corrupt = (participants - 1) // 3
-    if participants > ALL_KEEP:
-        corrupt = draw_bound(participants, corrupt_percent, keepers)
+    corrupt = draw_bound(participants, corrupt_members(participants, corrupt_percent), keepers)
     # Three at least: with n = 3 the formula would let two participants publish a sum.
     quorum = max((keepers + corrupt) // 2 + 1, MIN_COHORT)
     floor = max(quorum, corrupt + 2, min_cohort)
     return Thresholds(keepers=keepers, corrupt=corrupt, quorum=quorum, threshold=quorum, floor=floor)
 
 
-def group_floor(size: int, participants: int, corrupt_percent: int, *, clique: bool) -> int:
+def corrupt_members(participants: int, corrupt_percent: int) -> int:
+    """The most members of a roster that are taken to be corrupt: a third of up to 100, else the assumed share."""
+    return (participants - 1) // 3 if participants <= ALL_KEEP else participants * corrupt_percent // 100
+
+
+def group_floor(size: int, accepted: int, corrupt: int, *, clique: bool) -> int:
     """The fewest members of a mask group whose sum is published.
+
+    Formal Guarantees:
+        If at most ``corrupt`` of the ``accepted`` participants are corrupt and the groups are a random partition of
+        them, a clique's sum holds two honest updates whomever the coordinator declares dropped, but with probability
+        at most 2^-44 for each clique. Who is accepted may be chosen in the worst way; with one group that holds
+        everyone the statement is certain.
 
     Args:
         size: Members of the group at the start.
-        participants: n of the whole roster.
-        corrupt_percent: As for :func:`thresholds`.
-        clique: True for a clique of a large cohort's mask graph, which must keep two honest members with
-            overwhelming probability; False for a bucket of a robust merge, whose promise is hiding among its members.
+        accepted: Participants that the groups were drawn from.
+        corrupt: The most of the whole roster that may be corrupt: all of them may be among the accepted.
+        clique: True for a clique of the mask graph, which must keep two honest members; False for a bucket of a robust
+            merge, whose promise is hiding among its members.
 
     Returns:
         At least 3; more than ``size`` where the group is too small to publish anything.
     """
     if clique:
-        return max(MIN_COHORT, draw_bound(participants, corrupt_percent, size) + 2)
+        return max(MIN_COHORT, draw_bound(accepted, min(corrupt, accepted), size) + 2)
     return max(MIN_COHORT, size - 1)
 
 
 @functools.lru_cache(maxsize=1024)
-def draw_bound(population: int, corrupt_percent: int, drawn: int) -> int:
+def draw_bound(population: int, corrupt: int, drawn: int) -> int:
     """The corrupt members that a random draw doesn't exceed, but with probability at most 2^-44.
 
     Args:
         population: n.
-        corrupt_percent: Of the population, rounded down to whole members.
+        corrupt: So many of them are corrupt.
         drawn: Members drawn without replacement.
 
     Returns:
         The smallest c with P[Hypergeometric(n, corrupt, drawn) > c] <= 2^-44, in exact integer arithmetic.
     """
-    bad = population * corrupt_percent // 100
     total = math.comb(population, drawn)
     tail = 0
-    for count in range(min(bad, drawn), 0, -1):
-        tail += math.comb(bad, count) * math.comb(population - bad, drawn - count)
+    for count in range(min(corrupt, drawn), 0, -1):
+        tail += math.comb(corrupt, count) * math.comb(population - corrupt, drawn - count)
         if tail << _FAILURE_BITS > total:
             return count
     return 0

@@ -59,7 +59,9 @@ def inconsistent(book: Book, secrets: Secrets) -> list[int]:
         for item, seed in secrets.seeds.items()
         if seed_commitment(context.hash, item, seed) != book.accepts[item].commitment
     ]
-    liars += [item for item, key in secrets.mask_keys.items() if AgreementKey(key).public != context.roster[item].mask_key]
+    liars += [
+        item for item, key in secrets.mask_keys.items() if AgreementKey(key).public != context.roster[item].mask_key
+    ]
     return sorted(liars)
 
 

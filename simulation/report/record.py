@@ -144,6 +144,7 @@ class RunRecord:
         headline_metric: The one that the page is about.
         other_metrics: More metrics worth showing, in order.
         gallery: Retrieval examples; empty where the task isn't retrieval.
+        visibility: What the coordinator can see in such a run, in words.
         format: 1.
     """
 
@@ -164,6 +165,7 @@ class RunRecord:
     local_only: Mapping[str, Metrics] = dataclasses.field(default_factory=dict)
     other_metrics: tuple[Metric, ...] = ()
     gallery: tuple[Retrieval, ...] = ()
+    visibility: str = ""
     format: int = FORMAT
 
     def to_json(self) -> str:

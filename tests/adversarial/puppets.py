@@ -23,11 +23,12 @@ from wire import PROTOCOL_VERSION, FederationConfig, RunPlan, Token, client_cred
 DIMENSION = 50_000
 
 
-def settings(folder: Path, **rounds: object) -> FederationConfig:
-    """A federation of two on free ports."""
+def settings(folder: Path, root: str | None = None, mode: str = "plain", **rounds: object) -> FederationConfig:
+    """A federation of two on free ports; with the public key of a root, that root is apart."""
     table = {
-        "federation": {"name": "stage"},
+        "federation": {"name": "stage", "root": root},
         "coordinator": {"port": 0, "enrolment_port": 0, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
+        "aggregation": {"mode": mode},
         "rounds": {"count": 1, "min_participants": 2, "min_updates": 2, "evaluate_every": 0, **rounds},
     }
     return FederationConfig.model_validate(table)
@@ -49,7 +50,7 @@ class Stage:
 
     async def site(self, name: str) -> Site:
         """A joined site."""
-        return await join(await self.invite(name), self.folder / name, data="nothing")
+        return await join(await self.invite(name), self.folder / name, data="nothing", allow_plain=True)
 
     @contextlib.asynccontextmanager
     async def operator(self) -> AsyncIterator[Any]:
@@ -131,9 +132,11 @@ def update(value: float = 0.5) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path, **rounds: object) -> AsyncIterator[Stage]:
+async def stage(
+    folder: Path, root: str | None = None, mode: str = "plain", **rounds: object
+) -> AsyncIterator[Stage]:
     """A coordinator with a run open."""
-    config = settings(folder, **rounds)
+    config = settings(folder, root, mode, **rounds)
 
     def initial(path: Path) -> Path:
         save_file({"w": np.zeros(DIMENSION, np.float32)}, path)

@@ -1,8 +1,11 @@
-"""A whole secure sum in memory: real participants, a real coordinator, a network that a test can cut, bend or replay."""
+"""Whole secure sums in memory: real participants, a real coordinator, a network that a test can cut, bend or replay."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import random as randomness
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,21 +15,41 @@ from numpy.typing import NDArray
 from privacy.secure_aggregation.context import RoundContext, Seat
 from privacy.secure_aggregation.coordinator import Attempt, Decision, Failed, Record, Tell, Unmask
 from privacy.secure_aggregation.encoding import Encoding
+from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.masking import expand_mask, masked_upload, streams
 from privacy.secure_aggregation.members import FederationRoot, MemberList, Role
-from privacy.secure_aggregation.memory import Assignment, Deliver, Expand, Forget, Mask, Note, Step
+from privacy.secure_aggregation.memory import Assignment, Deliver, Discard, Expand, Forget, Mask, Note, Step, Work
 from privacy.secure_aggregation.participant import Participant
 from privacy.secure_aggregation.policy import SitePolicy
-from privacy.secure_aggregation.prekeys import offered
-from privacy.secure_aggregation.statements import PrekeyBatch, Result, Signed, kind_of, positions_bytes
+from privacy.secure_aggregation.prekeys import check_offered, offered
+from privacy.secure_aggregation.statements import (
+    RELEASES,
+    Accept,
+    Plan,
+    PrekeyBatch,
+    Release,
+    Result,
+    Signed,
+    Statement,
+    Survived,
+    Upload,
+    kind_of,
+    positions_bytes,
+)
 from privacy.secure_aggregation.streams import MAIN, TAIL, add_streams
 from privacy.secure_aggregation.tail import TailSum, decode_tail, encode_tail, split_upload
 
 NOW = 1_000_000.0
+STEP_S = 30.0
+DEADLINE_S = 600.0
 PLAN_HASH = b"p" * 32
 BASE = b"m" * 32
 METRICS = ("loss",)
+ZEROS = bytes(32)
+
+ENCODING = Encoding(ring_bits=32, wire_bits=32, value_bits=20, clip_norm=10.0, clip_value=1.0, weight_cap=50)
+SMALL = Encoding(ring_bits=16, wire_bits=16, value_bits=12, clip_norm=10.0, clip_value=1.0, weight_cap=50)
 
 
 def fixed_random(label: str) -> Callable[[int], bytes]:
@@ -61,15 +84,25 @@ class Store:
                 )
             ]
 
+    def kinds(self, context: bytes = b"") -> list[str]:
+        return [note.kind for note in self.notes if note.context == context]
+
 
 class Site:
-    """One participant with its disk."""
+    """One participant with its disk.
+
+    ``fuse`` counts down the points at which it can be killed: before the notes of a step are stored, before its answers
+    are sent, before its work is done. At zero it is killed there and comes back at once.
+    """
 
     def __init__(self, world: World, name: str, key: SigningKey) -> None:
         self.world = world
         self.name = name
         self.key = key
         self.store = Store()
+        self.life = 0
+        self.fuse: int | None = None
+        self.points = 0
         self.machine = self._machine()
         self.masks: dict[bytes, Any] = {}
         self.files: dict[bytes, bytes] = {}
@@ -77,11 +110,12 @@ class Site:
         self.task: Assignment | None = None
 
     def _machine(self) -> Participant:
-        random = self.world.random(self.name)
+        random = self.world.random(f"{self.name}/{self.life}")
         return Participant(self.name, self.key, self.world.members, self.world.policy, random)
 
     def restart(self) -> None:
         """kill -9: what isn't in the notes is gone."""
+        self.life += 1
         self.machine = self._machine()
         self.masks = {}
         self.perform(self.machine.restore(list(self.store.notes)))
@@ -92,41 +126,74 @@ class Site:
         self.task = task
         self.perform(self.machine.trained(task))
 
+    def _killed(self) -> bool:
+        self.points += 1
+        if self.fuse is None:
+            return False
+        self.fuse -= 1
+        if self.fuse >= 0:
+            return False
+        self.fuse = None
+        self.world.reconnect(self.name)
+        return True
+
     def perform(self, step: Step) -> None:
+        if (step.changes or step.answers or step.work) and self._killed():
+            return
         self.store.change(step.changes)
         if step.refusal is not None:
             self.refusals.append(step.refusal.code)
+        if step.answers and self._killed():
+            return
         for answer in step.answers:
             self.world.send(self.name, answer)
-        for work in step.work:
-            self.world.later(lambda work=work: self._do(work))
-
-    def _do(self, work: Any) -> None:
-        if self.name in self.world.dead:
+        if step.work and self._killed():
             return
+        for work in step.work:
+            self.world.at_site(self, lambda work=work: self._do(work))
+
+    def _do(self, work: Work) -> None:
         if isinstance(work, Expand):
+            self.world.expansions[work.context.hash].append(work.terms)
             self.masks[work.context.hash] = expand_mask(work.context, work.terms)
             self.perform(self.machine.expanded(work.context.hash))
         elif isinstance(work, Mask):
-            update, examples, metrics = self.world.inputs[self.name]
-            encoding = work.context.encoding
-            encoder = encoding.encoder(update, examples, self.name.encode().ljust(32, b"d")) if len(update) else None
-            tail = encode_tail(work.context.layout, encoding.weight(examples), metrics)
-            main, end = masked_upload(work.context, encoder, tail, self.masks.pop(work.context.hash), work.terms)
-            content = bytes(main) + end
-            digest = hashlib.sha256(content).digest()
-            self.files[digest] = content
+            digest = self._masked(work)
             self.perform(self.machine.masked(work.context.hash, digest))
         elif isinstance(work, Deliver):
-            self.world.uploads[work.digest] = self.files[work.digest]
-            self.perform(self.machine.delivered(work.context.hash))
+            content = self.world.filter_blob(self.name, self.files[work.digest])
+            if len(content) == upload_bytes(work.context) and hashlib.sha256(content).digest() == work.digest:
+                self.world.uploads[work.digest] = content
+                self.perform(self.machine.delivered(work.context.hash))
+            else:
+                self.world.refused.append((self.name, "upload-malformed"))
+        else:
+            assert isinstance(work, Discard)
+            self.masks.pop(work.context, None)
+
+    def _masked(self, work: Mask) -> bytes:
+        update, examples, metrics = self.world.inputs[self.name]
+        encoding = work.context.encoding
+        encoder = encoding.encoder(update, examples, self.name.encode().ljust(32, b"d")) if len(update) else None
+        tail = encode_tail(work.context.layout, encoding.weight(examples), metrics)
+        main, end = masked_upload(work.context, encoder, tail, self.masks.pop(work.context.hash), work.terms)
+        content = bytes(main) + end
+        digest = hashlib.sha256(content).digest()
+        self.files[digest] = content
+        return digest
+
+
+def upload_bytes(context: RoundContext) -> int:
+    return context.encoding.upload_bytes(context.dimension, context.layout)
 
 
 class World:
     """A federation in memory.
 
     ``inputs`` holds (update, examples, metrics) of each participant. ``filter_up`` and ``filter_down`` may change, drop
-    (None) or multiply messages: they get (name, statement) and return a list of statements.
+    or multiply messages: they get (name, statement) and return a list of statements. ``filter_blob`` may change an
+    upload on its way. ``hold`` names kinds of the coordinator's statements that are kept back in ``held``.
+    ``fuse`` counts down the points at which the coordinator can be killed.
     """
 
     def __init__(
@@ -137,14 +204,13 @@ class World:
         self.dimension = dimension
         self.changes = changes
         self.names = [f"site-{index:03}" for index in range(count)]
-        root = FederationRoot("clinics", SigningKey.generate(self.random("root")))
-        self.root = root
+        self.root = FederationRoot("clinics", SigningKey.generate(self.random("root")))
         self.key = SigningKey.generate(self.random("coordinator"))
         keys = {name: SigningKey.generate(self.random(f"key/{name}")) for name in self.names}
-        members = root.empty()
-        members = members.extend([root.add(members, Role.COORDINATOR, "coordinator", self.key.public)])
+        members = self.root.empty()
+        members = members.extend([self.root.add(members, Role.COORDINATOR, "coordinator", self.key.public)])
         for name in self.names:
-            members = members.extend([root.add(members, Role.PARTICIPANT, name, keys[name].public)])
+            members = members.extend([self.root.add(members, Role.PARTICIPANT, name, keys[name].public)])
         self.members: MemberList = members
         generator = np.random.default_rng(count * 1000 + dimension)
         self.inputs: dict[str, tuple[NDArray[np.float32], int, dict[str, float]]] = {
@@ -155,7 +221,6 @@ class World:
             )
             for name in self.names
         }
-        self.sites = {name: Site(self, name, keys[name]) for name in self.names}
         self.dead: set[str] = set()
         self.uploads: dict[bytes, bytes] = {}
         self.records: list[Record] = []
@@ -164,50 +229,84 @@ class World:
         self.now = NOW
         self.filter_up: Callable[[str, Signed], list[Signed]] = lambda name, statement: [statement]
         self.filter_down: Callable[[str, Signed], list[Signed]] = lambda name, statement: [statement]
-        self.queue: list[Callable[[], None]] = []
+        self.filter_blob: Callable[[str, bytes], bytes] = lambda name, content: content
+        self.hold: set[str] = set()
+        self.held: list[tuple[str, Signed]] = []
+        self.queue: list[tuple[Site | None, int, Callable[[], None]]] = []
+        self.shuffle: randomness.Random | None = None
         self.sent: list[tuple[str, str, Signed]] = []
+        self.expansions: dict[bytes, list[Any]] = defaultdict(list)
         self.prekeys: dict[str, list[Seat]] = {}
         self.attempt: Attempt | None = None
+        self.contexts: dict[bytes, RoundContext] = {}
+        self.task: dict[str, Any] = {}
+        self.fuse: int | None = None
+        self.points = 0
+        self.sites = {name: Site(self, name, keys[name]) for name in self.names}
         for site in self.sites.values():
             site.perform(site.machine.offer(self.now))
         self.settle()
 
-    def random(self, label: str) -> Any:
-        import os
-
+    def random(self, label: str) -> Callable[[int], bytes]:
         return fixed_random(label) if self.golden else os.urandom
 
     # ---- network ----------------------------------------------------------------------------------------------------
 
     def later(self, what: Callable[[], None]) -> None:
-        self.queue.append(what)
+        """A message on its way."""
+        self.queue.append((None, 0, what))
+
+    def at_site(self, site: Site, what: Callable[[], None]) -> None:
+        """Work that a site's process has before it; lost when the process dies."""
+        self.queue.append((site, site.life, what))
 
     def settle(self) -> None:
         while self.queue:
-            self.queue.pop(0)()
+            index = self.shuffle.randrange(len(self.queue)) if self.shuffle is not None else 0
+            site, life, what = self.queue.pop(index)
+            if site is None or (site.life == life and site.name not in self.dead):
+                what()
 
     def send(self, name: str, statement: Signed) -> None:
         """Up."""
         for item in self.filter_up(name, statement):
             self.sent.append(("up", name, item))
-            self.later(lambda item=item: self._arrive(name, item))
+            self.later(lambda item=item: self.arrive(name, item))
 
-    def _arrive(self, name: str, statement: Signed) -> None:
+    def arrive(self, name: str, statement: Signed) -> None:
         if name in self.dead:
             return
-        if kind_of(statement.body) == "prekeys":
+        if statement.body[:32].find(b"prekeys") >= 0 and kind_of(statement.body) == "prekeys":
             batch = PrekeyBatch.parse(statement.body)
-            self.prekeys[name] = list(offered(batch, name))
+            self.prekeys[name] = check_offered(offered(batch, name), "clinics", self.sites[name].key.public)
             return
         if self.attempt is None:
             return
         try:
-            self.perform(self.attempt.receive(name, statement, self.now))
-        except Exception as error:
-            self.refused.append((name, getattr(error, "code", repr(error))))
+            decision = self.attempt.receive(name, statement, self.now)
+        except SecureAggregationError as error:
+            self.refused.append((name, error.code))
+            return
+        self.perform(decision)
+
+    def _killed(self) -> bool:
+        self.points += 1
+        if self.fuse is None:
+            return False
+        self.fuse -= 1
+        if self.fuse >= 0:
+            return False
+        self.fuse = None
+        self.restart_coordinator()
+        return True
 
     def perform(self, decision: Decision) -> None:
-        self.records += decision.records
+        for record in decision.records:
+            if self.records and self._killed():
+                return
+            self.records.append(record)
+        if decision.effects and self._killed():
+            return
         for effect in decision.effects:
             if isinstance(effect, Tell):
                 self.tell(effect.name, effect.statement)
@@ -216,18 +315,35 @@ class World:
 
     def tell(self, name: str, statement: Signed) -> None:
         """Down."""
+        if kind_of(statement.body) in self.hold:
+            self.held.append((name, statement))
+            return
         for item in self.filter_down(name, statement):
             self.sent.append(("down", name, item))
-            self.later(lambda item=item: self._hear(name, item))
+            self.later(lambda item=item: self.hear(name, item))
 
-    def _hear(self, name: str, statement: Signed) -> None:
+    def hear(self, name: str, statement: Signed) -> Step:
+        """A statement reaches a participant's machine, whoever sent it."""
         if name in self.dead:
-            return
+            return Step()
         site = self.sites[name]
-        if kind_of(statement.body) == "plan":
-            site.perform(site.machine.plan(statement, self.assignment(), self.now))
+        if _is_plan(statement):
+            step = site.machine.plan(statement, self.assignment(), self.now)
         else:
-            site.perform(site.machine.receive(statement, self.now))
+            step = site.machine.receive(statement, self.now)
+        site.perform(step)
+        return step
+
+    def whisper(self, name: str, statement: Statement) -> Step:
+        """The coordinator says something to one participant that its machine never would."""
+        return self.hear(name, statement.signed(self.key))
+
+    def released(self) -> None:
+        """Let go what was held."""
+        held, self.held, self.hold = self.held, [], set()
+        for name, statement in held:
+            self.tell(name, statement)
+        self.settle()
 
     # ---- rounds -----------------------------------------------------------------------------------------------------
 
@@ -242,9 +358,9 @@ class World:
             "dimension": self.dimension,
         }
         values.update({key: value for key, value in self.changes.items() if key in values})
-        return Assignment(**{**values, **changes})
+        return Assignment(**{**values, **self.task, **changes})
 
-    def context(self, names: list[str] | None = None, **changes: Any) -> RoundContext:
+    def context(self, names: Iterable[str] | None = None, **changes: Any) -> RoundContext:
         roster = tuple(self.prekeys[name].pop(0) for name in sorted(names or self.names))
         task = self.assignment()
         values: dict[str, Any] = {
@@ -258,7 +374,7 @@ class World:
             "attempt": 1,
             "task_attempt": task.task_attempt,
             "base_version": 0,
-            "base_digest": BASE,
+            "base_digest": task.base_digest,
             "dimension": self.dimension,
             "encoding": ENCODING,
             "metrics": METRICS,
@@ -274,10 +390,15 @@ class World:
         values.update(changes)
         return RoundContext(**values)
 
-    def begin(self, context: RoundContext | None = None) -> Attempt:
+    def _make(self, context: RoundContext) -> Attempt:
+        return Attempt(context, self.members, self.key, step_s=STEP_S, deadline_s=DEADLINE_S)
+
+    def begin(self, context: RoundContext | None = None, absent: Iterable[str] = ()) -> Attempt:
         self.records, self.outcome = [], None
-        self.attempt = Attempt(context or self.context(), self.members, self.key, step_s=30.0, deadline_s=600.0)
-        self.perform(self.attempt.begin(set(self.names) - self.dead, self.now))
+        context = context or self.context()
+        self.contexts[context.hash] = context
+        self.attempt = self._make(context)
+        self.perform(self.attempt.begin(set(self.names) - self.dead - set(absent), self.now))
         return self.attempt
 
     def train_all(self, but: Iterable[str] = ()) -> None:
@@ -285,12 +406,17 @@ class World:
             if name not in self.dead and name not in but:
                 self.sites[name].train(self.assignment())
 
-    def run(self) -> None:
+    def run(self, **changes: Any) -> None:
         """A whole attempt in which everyone that is alive takes part."""
-        self.begin()
+        self.begin(self.context(**changes))
         self.settle()
         self.train_all()
         self.settle()
+
+    def next_attempt(self, attempt: int, **task: Any) -> None:
+        """Another attempt; with ``task`` the participants' next task."""
+        self.task.update(task)
+        self.run(attempt=attempt)
 
     def kill(self, name: str) -> None:
         self.dead.add(name)
@@ -303,13 +429,18 @@ class World:
         if self.attempt is not None:
             self.perform(self.attempt.back(name, self.now))
 
+    def reconnect(self, name: str) -> None:
+        """Killed and started again at once."""
+        if self.attempt is not None:
+            self.perform(self.attempt.gone(name, self.now))
+        self.revive(name)
+
     def restart_coordinator(self) -> None:
-        """kill -9 of the coordinator: the attempt comes back from its records."""
+        """kill -9 of the coordinator: the attempt comes back from its records; what was on its way is lost."""
         assert self.attempt is not None
-        context = self.attempt.context
-        self.attempt = Attempt(context, self.members, self.key, step_s=30.0, deadline_s=600.0)
+        self.attempt = self._make(self.attempt.context)
         self.attempt.replay(self.records)
-        self.queue.clear()
+        self.queue = [item for item in self.queue if item[0] is not None]
         for name in self.names:
             if name not in self.dead:
                 self.perform(self.attempt.back(name, self.now))
@@ -321,12 +452,23 @@ class World:
         self.perform(self.attempt.tick(self.now))
         self.settle()
 
+    def conclude(self) -> Unmask | Failed:
+        """Let deadlines pass until the attempt is over."""
+        for _ in range(12):
+            if self.outcome is not None:
+                return self.outcome
+            self.pass_time(DEADLINE_S / 2)
+        raise AssertionError("the attempt doesn't end")
+
+    def result(self, index: int = 0) -> Result:
+        assert self.attempt is not None
+        survivors = positions_bytes(self.attempt.survivors())
+        return Result(index, ZEROS, self.attempt.context.hash, survivors, ZEROS, ZEROS, ZEROS, ZEROS)
+
     def finish(self, index: int = 0) -> Result:
         """Tell everyone the result, as the hub does once the sum is committed."""
         assert self.attempt is not None
-        zeros = bytes(32)
-        survivors = positions_bytes(self.attempt.survivors())
-        result = Result(index, zeros, self.attempt.context.hash, survivors, zeros, zeros, zeros, zeros)
+        result = self.result(index)
         signed = result.signed(self.key)
         self.attempt.end()
         for name in self.names:
@@ -384,5 +526,43 @@ class World:
         assert seen == set(survivors)
         return found
 
+    # ---- what must hold whatever happens ----------------------------------------------------------------------------
 
-ENCODING = Encoding(ring_bits=32, wire_bits=32, value_bits=20, clip_norm=10.0, clip_value=1.0, weight_cap=50)
+    def assert_promises_kept(self) -> None:
+        """No participant has said two things in one attempt that contradict each other, or used a prekey twice."""
+        once: dict[tuple[str, str, bytes], set[bytes]] = defaultdict(set)
+        used: dict[tuple[str, int], set[bytes]] = defaultdict(set)
+        masked: dict[str, dict[bytes, bytes]] = defaultdict(dict)
+        for way, name, signed in self.sent:
+            if way != "up":
+                continue
+            kind = kind_of(signed.body)
+            if kind == "accept":
+                accept = Accept.parse(signed.body)
+                once[name, kind, accept.context].add(signed.body)
+                seat = self.contexts[accept.context].roster[accept.position]
+                used[name, seat.index].add(accept.context)
+            elif kind == "upload":
+                upload = Upload.parse(signed.body)
+                once[name, kind, upload.context].add(signed.body)
+                masked[name][upload.context] = upload.digest
+            elif kind == "survived":
+                once[name, kind, Survived.parse(signed.body).context].add(signed.body)
+            elif kind == "release":
+                release = Release.parse(signed.body)
+                once[name, kind, release.context].add(signed.body)
+                seeds = {row[0] for row in RELEASES.read(release.seeds)}
+                assert seeds.isdisjoint(row[0] for row in RELEASES.read(release.mask_keys))
+        for key, bodies in once.items():
+            assert len(bodies) == 1, (key[:2], len(bodies))
+        for place, contexts in used.items():
+            assert len(contexts) == 1, place
+        for name, uploads in masked.items():
+            assert len(set(uploads.values())) == len(uploads), name
+
+
+def _is_plan(statement: Signed) -> bool:
+    try:
+        return kind_of(statement.body) == Plan.KIND
+    except SecureAggregationError:
+        return False

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from federated import Federation
 
 from coordinator.hub import Check, Close, Hub, Merge, Send, Wake
 from coordinator.planning import run_records
 from coordinator.store import Checkpoint, Store, Transition, open_store
 from privacy.secure_aggregation.identities import ORIGIN
 from protos import session_pb2 as pb
-from tests.contract.store_contract import a_member_list
-from wire import PROTOCOL_VERSION, InitialModel, RefusedError, ResourceError, RoundsSpec, RunPlan
+from wire import (
+    PROTOCOL_VERSION,
+    AggregationSpec,
+    InitialModel,
+    RefusedError,
+    ResourceError,
+    RoundsSpec,
+    RunPlan,
+)
 
 LEASE_S = 30.0
 DIMENSION = 5
@@ -21,6 +30,7 @@ DIGEST = bytes(range(32))
 
 
 def plan(**rounds: object) -> RunPlan:
+    """Of a run with plain averaging."""
     spec = {"count": 2, "min_participants": 2, "min_updates": 2, "deadline_s": 100.0, "evaluate_every": 0, **rounds}
     initial = InitialModel(digest="ab" * 32, size=4 * DIMENSION + 64, dimension=DIMENSION, manifest_hash="cd" * 32)
     return RunPlan(
@@ -28,7 +38,8 @@ def plan(**rounds: object) -> RunPlan:
         run_id="bench-1",
         learning={},
         rounds=RoundsSpec.model_validate(spec),
-        aggregation=RunPlan.model_fields["aggregation"].annotation(),
+        aggregation=AggregationSpec(mode="plain"),
+        secure=None,
         initial=initial,
     )
 
@@ -42,7 +53,8 @@ class Bench:
         self.store: Store = open_store(self.path)
         self.store.create_run(*run_records(self.plan, 0.0))
         self.now = 0.0
-        self.hub = Hub(self.store, self.plan, lease_s=LEASE_S, now_s=0.0)
+        self.federation = Federation()
+        self.hub = Hub(self.store, self.plan, self.federation, lease_s=LEASE_S, now_s=0.0)
 
     def say(self, peer: str, **body: object) -> list[object]:
         return list(self.hub.receive(peer, pb.FromParticipant(**body), self.now))
@@ -73,7 +85,7 @@ class Bench:
     def restart(self) -> None:
         self.store.close()
         self.store = open_store(self.path)
-        self.hub = Hub(self.store, self.plan, lease_s=LEASE_S, now_s=self.now)
+        self.hub = Hub(self.store, self.plan, self.federation, lease_s=LEASE_S, now_s=self.now)
 
 
 def sent(actions: list[object], kind: str) -> list[tuple[str, object]]:
@@ -290,10 +302,12 @@ class _FullDisk:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def append(self, run_id: str, rows: list[Transition], checkpoint: Checkpoint | None = None) -> None:
+    def append(
+        self, run_id: str, rows: list[Transition], checkpoint: Checkpoint | None = None, **more: Any
+    ) -> None:
         if self.full:
             raise ResourceError("the disk is full", code="disk-full")
-        self._store.append(run_id, rows, checkpoint)
+        self._store.append(run_id, rows, checkpoint, **more)
 
 
 def test_when_the_log_cannot_be_written_the_hub_falls_back_to_what_is_written(bench: Bench) -> None:
@@ -312,11 +326,10 @@ def test_when_the_log_cannot_be_written_the_hub_falls_back_to_what_is_written(be
 
 
 def test_after_the_welcome_comes_what_the_participant_lacks_of_the_member_list(bench: Bench) -> None:
-    entries = a_member_list("a", "b", "c")
     ((_, empty),) = sent(bench.check_in("a"), "members")
     assert (list(empty.entries), empty.total, empty.head) == ([], 0, ORIGIN)
-    bench.store.append_member_entries(entries)
-    bench.restart()
+    bench.federation.certify("a", "b", "c")
+    entries = list(bench.federation.members.entries)
     for known, rest in ((0, entries), (2, entries[2:]), (3, []), (9, []), (4_000_000_000, [])):
         check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, members=known)
         actions = bench.say("a", check_in=check_in)
@@ -328,22 +341,20 @@ def test_after_the_welcome_comes_what_the_participant_lacks_of_the_member_list(b
 
 
 def test_a_list_that_grows_is_shown_to_whoever_is_connected(bench: Bench) -> None:
-    entries = a_member_list("a", "b", "c")
     for name in ("a", "b", "c"):
         bench.check_in(name)
     bench.hub.disconnected("c", 1.0)
-    bench.store.append_member_entries(entries[:2])
+    bench.federation.certify("a", "b")
     assert [(peer, len(shown.entries)) for peer, shown in sent(bench.hub.members_grew(), "members")] == [
         ("a", 2),
         ("b", 2),
     ]
-    bench.store.append_member_entries(entries[2:])
+    bench.federation.certify("c")
     shown = sent(bench.hub.members_grew(), "members")
     assert [(peer, len(part.entries), part.total) for peer, part in shown] == [("a", 1, 3), ("b", 1, 3)]
 
 
 def test_a_long_list_is_shown_in_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coordinator.messages.MAX_ENTRIES", 2)
-    bench.store.append_member_entries(a_member_list("a", "b", "c", "d", "e"))
-    bench.restart()
+    bench.federation.certify("a", "b", "c", "d", "e")
     assert [len(shown.entries) for _, shown in sent(bench.check_in("a"), "members")] == [2, 2, 1]

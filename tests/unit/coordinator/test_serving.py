@@ -125,8 +125,10 @@ def test_operator_commands_need_a_coordinator_that_was_started(tmp_path: Path) -
 
 def test_plans_are_equal_exactly_where_the_configuration_is(tmp_path: Path) -> None:
     path = initial(tmp_path / "initial.safetensors")
-    plan = make_plan(settings(tmp_path), "stage-1", path)
-    assert plan == make_plan(settings(tmp_path, coordinator={"lease_s": 77.0}), "stage-1", path)
+    plan = make_plan(settings(tmp_path), "stage-1", path, ("loss", "accuracy"))
+    assert plan == make_plan(
+        settings(tmp_path, coordinator={"lease_s": 77.0}), "stage-1", path, iter(["accuracy", "loss"])
+    )
     assert same_run(settings(tmp_path), plan) == []
     assert plan.initial.dimension == 5
 

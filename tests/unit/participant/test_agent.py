@@ -6,15 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from participant.agent import Abandon, Agent, Fetch, Finished, Prepare, Push, Say, Stop, Work
+from participant.actions import Abandon, Fetch, Finished, Prepare, Push, Say, Stop, Work
+from participant.agent import Agent
 from participant.membership import PinnedMembers
+from participant.rules import SiteRules
 from participant.store import ParticipantStore, TaskState
 from participant.work import Outcome, Prepared
 from privacy.secure_aggregation.identities import Role
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import FederationRoot, MemberList
 from protos import session_pb2 as pb
-from wire import PROTOCOL_VERSION, DataError, InitialModel, RefusedError, ResourceError, RoundsSpec, RunPlan
+from wire import (
+    PROTOCOL_VERSION,
+    AggregationSpec,
+    DataError,
+    InitialModel,
+    RefusedError,
+    ResourceError,
+    RoundsSpec,
+    RunPlan,
+)
 
 MANIFEST = b"m" * 32
 ROOT = FederationRoot("bench", SigningKey(b"r" * 32))
@@ -22,6 +33,7 @@ TASK = "bench-1/1.1/a"
 
 
 def plan(**changes: object) -> RunPlan:
+    """Of a run with plain averaging."""
     initial = InitialModel(digest="ab" * 32, size=100, dimension=5, manifest_hash=MANIFEST.hex())
     spec = RoundsSpec.model_validate({"count": 3, **changes})
     return RunPlan(
@@ -29,7 +41,8 @@ def plan(**changes: object) -> RunPlan:
         run_id="bench-1",
         learning={"model": {}},
         rounds=spec,
-        aggregation=RunPlan.model_fields["aggregation"].annotation(),
+        aggregation=AggregationSpec(mode="plain"),
+        secure=None,
         initial=initial,
     )
 
@@ -61,7 +74,14 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.sqlite"
         self.store = ParticipantStore(self.path)
-        self.agent = Agent("a", self.store, PinnedMembers.load(self.store, "bench", ROOT.public), software="test")
+        self.agent = Agent(
+            "a",
+            self.store,
+            PinnedMembers.load(self.store, "bench", ROOT.public),
+            key=SigningKey(b"a" * 32),
+            rules=SiteRules(allow_plain=True),
+            software="test",
+        )
 
     def restart(self) -> None:
         self.store.close()

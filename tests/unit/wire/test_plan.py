@@ -20,7 +20,8 @@ def make(**changes: Any) -> RunPlan:
         "run_id": "demo-1",
         "learning": {"model": {"width": 64}, "task": {}, "training": {"lr": 0.1, "names": ["a", "b"]}},
         "rounds": {"count": 3, "min_participants": 2, "min_updates": 1, "deadline_s": 10.0},
-        "aggregation": {},
+        "aggregation": {"mode": "plain"},
+        "secure": None,
         "initial": {"digest": "ab" * 32, "size": 1000, "dimension": 100, "manifest_hash": "cd" * 32},
     }
     return RunPlan.model_validate({**table, **changes})
@@ -53,7 +54,9 @@ def test_the_hash_does_not_depend_on_how_the_json_was_written() -> None:
         {"federation": "other"},
         {"learning": {"model": {"width": 65}, "task": {}, "training": {}}},
         {"rounds": {"seed": 1}},
-        {"aggregation": {"optimizer": "fedadam"}},
+        {"aggregation": {"mode": "plain", "optimizer": "fedadam"}},
+        {"aggregation": {}, "secure": {}},
+        {"metrics": ("loss",)},
         {"initial": {"digest": "ab" * 32, "size": 1001, "dimension": 100, "manifest_hash": "cd" * 32}},
     ],
 )

@@ -223,7 +223,8 @@ def test_by_digests_as_the_daemon_asks_for_it(folder: Folder) -> None:
         run_id="test-1",
         learning={},
         rounds=RoundsSpec(),
-        aggregation=AggregationSpec(optimizer="fedadam", learning_rate=0.1),
+        aggregation=AggregationSpec(mode="plain", optimizer="fedadam", learning_rate=0.1),
+        secure=None,
         initial=InitialModel(digest=base.digest.hex(), size=base.size, dimension=D, manifest_hash=bytes(32).hex()),
     )
     order = BeginMerge(round=1, base_version=0, contributions=contributions)

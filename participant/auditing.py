@@ -1,0 +1,128 @@
+"""``fedloom participant audit``: recompute a round's sum from what the coordinator has published."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from participant.membership import PinnedMembers
+from participant.site import Site
+from participant.store import ParticipantStore
+from privacy.secure_aggregation.audit import Line, check_record, check_sum, verify_chain
+from privacy.secure_aggregation.decisions import Unmask
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.signed import Signed
+from privacy.secure_aggregation.summing import Upload
+from protos import blobs_pb2_grpc, session_pb2, session_pb2_grpc
+from wire import BlobStore, RefusedError, client_credentials, connect, download, error_from
+
+_TIMEOUT_S = 60.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audited:
+    """A round whose sum was recomputed.
+
+    Attributes:
+        run_id: The run.
+        round: From 1.
+        line: The log's line, from 0; all lines before it were verified, too.
+        participants: Whose updates are in the sum.
+        mine: Whether this site's is among them.
+        sum_hash: Of the sum, in hex.
+        model: Digest of the version that came of it, in hex; zeros where the round only scored.
+    """
+
+    run_id: str
+    round: int
+    line: int
+    participants: tuple[str, ...]
+    mine: bool
+    sum_hash: str
+    model: str
+
+
+async def audit(site: Site, store: ParticipantStore, round_number: int, run_id: str = "") -> Audited:
+    """Verify the coordinator's log and recompute one round of it.
+
+    Args:
+        site: This site.
+        store: Its journal, with the pinned member list.
+        round_number: From 1.
+        run_id: The run; the latest that has such a round if empty.
+
+    Raises:
+        RefusedError: with the code of what is wrong; "round-unknown" or "round-not-kept" where there is nothing to
+            recompute.
+        UnreachableError: nobody answers.
+    """
+    members = PinnedMembers.load(store, site.federation, site.root).list
+    credentials = client_credentials(site.credentials)
+    async with connect(site.config.session_address, credentials, site.federation) as channel:
+        try:
+            stub: Any = session_pb2_grpc.SessionStub(channel)
+            lines = [line async for line in stub.Log(session_pb2.LogRequest(), timeout=_TIMEOUT_S)]
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error) from None
+        index = _find(lines, round_number, run_id)
+        try:
+            chain = verify_chain([Signed(item.statement.body, item.statement.signature) for item in lines], members)
+            with tempfile.TemporaryDirectory(prefix="fedloom-audit-") as temporary:
+                blobs = BlobStore(Path(temporary))
+                fetch = blobs_pb2_grpc.BlobsStub(channel)
+                for blob in (lines[index].record, *lines[index].uploads):
+                    await download(fetch, blob.digest, blob.size, blobs)
+                order = _recompute(chain[index], members, blobs)
+        except SecureAggregationError as error:
+            raise RefusedError(error.code, error.message, error.hint) from None
+    positions = sorted(position for group in order.groups for position in group.members)
+    names = tuple(order.context.names[position] for position in positions)
+    result = chain[index].result
+    return Audited(
+        run_id=lines[index].run_id,
+        round=round_number,
+        line=index,
+        participants=names,
+        mine=site.name in names,
+        sum_hash=result.sum_hash.hex(),
+        model=result.model.hex(),
+    )
+
+
+def _find(lines: list[session_pb2.LogLine], round_number: int, run_id: str) -> int:
+    wanted = run_id or (lines[-1].run_id if lines else "")
+    for index, line in enumerate(lines):
+        if (line.run_id, line.round) == (wanted, round_number):
+            if not line.record.digest:
+                raise RefusedError(
+                    "round-not-kept",
+                    f"the coordinator no longer keeps the uploads of round {round_number} of {wanted}",
+                    "Audit sooner, or ask for a larger [secure_aggregation] audited_rounds.",
+                )
+            return index
+    known = ", ".join(str(line.round) for line in lines if line.run_id == wanted and line.record.digest) or "none"
+    raise RefusedError(
+        "round-unknown",
+        f"the log has no round {round_number} of run {wanted or '(none)'}",
+        f"Rounds that can be recomputed now: {known}.",
+    )
+
+
+def _recompute(line: Line, members: Any, blobs: BlobStore) -> Unmask:
+    record = blobs.path(line.result.record)
+    if not blobs.has(line.result.record):
+        raise SecureAggregationError("record-foreign", "the coordinator shows another record than its log names")
+    order = check_record(line.result, record.read_bytes(), members)
+
+    def read(digest: bytes) -> Upload:
+        if not blobs.has(digest):
+            raise SecureAggregationError("record-foreign", "the coordinator doesn't show an upload of the sum")
+        return np.memmap(blobs.path(digest), np.uint8, "r")
+
+    check_sum(line.result, order, read)
+    return order

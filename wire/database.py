@@ -46,6 +46,7 @@ def _configure(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
+        "secure_delete=ON",  # what is erased is overwritten: a site's journal holds keys
         f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
     ):
         cursor.execute(f"PRAGMA {pragma}")

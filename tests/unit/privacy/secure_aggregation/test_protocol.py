@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from privacy.secure_aggregation import prekeys
 from privacy.secure_aggregation.coordinator import Failed, Unmask
 from privacy.secure_aggregation.encoding import Encoding
 from privacy.secure_aggregation.keys import AgreementKey
-from privacy.secure_aggregation.policy import SitePolicy
-from privacy.secure_aggregation.statements import Signed, kind_of, positions_of
+from privacy.secure_aggregation.sharing import pair_seed
+from privacy.secure_aggregation.statements import Signed, kind_of
 
 STEPS = ("accept", "deliver", "ready", "freeze", "upload", "sign")
 """Before accepting; after it; trained, but before saying so; at the freeze; after the upload; after signing."""
@@ -151,3 +152,174 @@ def test_each_single_participant_may_drop_at_each_step_in_both_rings(step: int) 
     for position, encoding in itertools.product(range(5), (ENCODING, SMALL)):
         pattern = tuple(step if item == position else NEVER for item in range(5))
         assert check(5, pattern, encoding) == ""
+
+
+# ---- other shapes of a round -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ring_bits", "wire_bits", "value_bits"), [(16, 16, 12), (32, 20, 16), (32, 24, 20), (32, 32, 26)]
+)
+def test_every_width_on_the_wire_gives_the_exact_sum(ring_bits: int, wire_bits: int, value_bits: int) -> None:
+    encoding = Encoding(
+        ring_bits=ring_bits,
+        wire_bits=wire_bits,
+        value_bits=value_bits,
+        clip_norm=10.0,
+        clip_value=1.0,
+        weight_cap=50,
+    )
+    for dimension in (1, 7, 1_001):
+        world = World(5, dimension=dimension, encoding=encoding)
+        world.run()
+        world.assert_exact(world.names)
+
+
+def test_a_round_that_only_scores_sums_metrics_alone() -> None:
+    world = World(4, dimension=0)
+    world.run()
+    (tail,) = world.assert_exact(world.names)
+    weights = [min(world.inputs[name][1], 50) for name in world.names]
+    losses = [world.inputs[name][2]["loss"] for name in world.names]
+    assert tail.weight == sum(weights)
+    assert tail.means["loss"] == pytest.approx(np.average(losses, weights=weights), abs=1e-5)
+
+
+@pytest.mark.parametrize("late", [set(), {1}, {0, 4}])
+def test_without_a_freeze_whoever_uploads_in_time_is_in_the_sum(late: set[int]) -> None:
+    world = World(7, freeze=False)
+    for position in late:
+        world.dead.add(world.names[position])
+    world.begin()
+    world.settle()
+    missing = world.names[6]
+    world.train_all(but={missing})
+    world.settle()
+    assert world.outcome is None
+    world.pass_time(700)
+    if len(late) + 1 > 2:
+        assert isinstance(world.outcome, Failed)
+        assert world.outcome.code == "too-few-uploads"
+    else:
+        world.assert_exact([name for item, name in enumerate(world.names[:6]) if item not in late])
+    assert not any(kind_of(item.body) == "freeze" for _, _, item in world.sent)
+
+
+def test_who_is_not_trained_at_the_deadline_costs_no_key_and_still_keeps_shares() -> None:
+    world = World(5)
+    world.begin()
+    world.settle()
+    slow = world.names[2]
+    world.train_all(but={slow})
+    world.settle()
+    world.pass_time(600)
+    world.assert_exact(sorted(set(world.names) - {slow}))
+    assert isinstance(world.outcome, Unmask)
+    assert all(len(group.terms) == len(group.members) for group in world.outcome.groups)
+    assert world.sites[slow].refusals == []
+    world.sites[slow].train(world.assignment())
+    world.settle()
+    assert world.sites[slow].files == {}
+
+
+def test_a_participant_that_cannot_train_is_excused_and_the_rest_go_on() -> None:
+    world = World(5)
+    attempt = world.begin()
+    world.settle()
+    world.perform(attempt.excuse(world.names[0], "no data \x1b[2J", world.now))
+    world.train_all(but={world.names[0]})
+    world.settle()
+    world.assert_exact(world.names[1:])
+
+
+# ---- repetitions -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_statement_again_gets_the_same_bytes_again() -> None:
+    world = World(5)
+    world.run()
+    asked = [(name, item) for way, name, item in world.sent if way == "down"]
+    answers = {(name, item.body): item for way, name, item in world.sent if way == "up"}
+    before = {name: list(site.store.notes) for name, site in world.sites.items()}
+    for name, statement in asked:
+        step = world.hear(name, statement)
+        assert step.refusal is None
+        assert step.changes == []
+        assert all((name, item.body) in answers for item in step.answers)
+        assert all(answers[name, item.body] == item for item in step.answers)
+    kinds = {kind_of(item.body) for name, statement in asked for item in world.hear(name, statement).answers}
+    assert kinds == {"survived", "release"}
+    assert {name: site.store.notes for name, site in world.sites.items()} == before
+    world.settle()
+    world.assert_exact(world.names)
+
+
+def test_all_statements_twice_give_the_same_sum() -> None:
+    world = World(5)
+    world.filter_up = lambda name, statement: [statement, statement]
+    world.filter_down = lambda name, statement: [statement, statement]
+    world.run()
+    world.assert_exact(world.names)
+    world.finish()
+    world.assert_promises_kept()
+    assert world.refused == []
+    assert all(site.refusals == [] for site in world.sites.values())
+
+
+def test_each_upload_gets_a_receipt_which_outlives_the_attempt() -> None:
+    world = World(4)
+    world.run()
+    world.finish()
+    for site in world.sites.values():
+        assert site.store.kinds().count("receipt") == 1
+        # What remains: unused prekeys, the place in time, and what the rules about a second sum need.
+        assert set(site.store.kinds()) == {"prekey", "prekey-last", "attempted", "entered", "published", "receipt"}
+        assert {note.context for note in site.store.notes} == {b""}
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+def as_ring(world: World, name: str) -> np.ndarray:
+    """What a participant uploaded last, as the ring's elements."""
+    content = list(world.sites[name].files.values())[-1]
+    assert world.attempt is not None
+    return world.attempt.context.encoding.unpack(content[: 4 * world.dimension], world.dimension)
+
+
+def test_a_second_attempt_masks_the_same_update_anew() -> None:
+    world = World(4, dimension=20_000)
+    world.filter_up = lambda name, item: [] if kind_of(item.body) == "survived" else [item]
+    world.run()
+    assert isinstance(world.conclude(), Failed)
+    first = as_ring(world, "site-001")
+    terms = set(itertools.chain.from_iterable(*world.expansions.values()))
+    world.filter_up = lambda name, item: [item]
+    world.next_attempt(2)
+    world.assert_exact(world.names)
+    second = as_ring(world, "site-001")
+    fresh = set(itertools.chain.from_iterable(*list(world.expansions.values())[1:]))
+    assert terms.isdisjoint(fresh)
+    for masked in (first, second, second - first):
+        counts = np.bincount(masked.view(np.uint8), minlength=256)
+        chi_square = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
+        assert chi_square < 255 + 8 * (2 * 255) ** 0.5
+    centred = [np.asarray(item, np.float64) - 2.0**31 for item in (first, second)]
+    assert abs(np.corrcoef(*centred)[0, 1]) < 6 / 20_000**0.5
+
+
+def test_one_upload_differs_from_uniform_noise_in_nothing_that_bytes_show() -> None:
+    world = World(3, dimension=50_000)
+    world.run()
+    for name in world.names:
+        counts = np.bincount(as_ring(world, name).view(np.uint8), minlength=256)
+        assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 255 + 8 * (2 * 255) ** 0.5
+
+
+def test_masks_of_two_contexts_that_differ_in_one_bit_do_not_cancel() -> None:
+    world = World(3, dimension=64)
+    one = world.context()
+    other = dataclasses.replace(one, base_digest=bytes([one.base_digest[0] ^ 1]) + one.base_digest[1:])
+    key, peer = AgreementKey(bytes(range(32))), one.roster[1].mask_key
+    assert one.hash != other.hash
+    assert pair_seed(key, peer, one.hash, 0, 1) != pair_seed(key, peer, other.hash, 0, 1)

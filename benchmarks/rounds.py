@@ -2,7 +2,7 @@
 
     python -m benchmarks.rounds [--quick] [--json PATH]
 
-The local step is trivial (``benchmarks.trivial``). A round's time is the coordinator's own: from opening it to the
+Aggregation is plain averaging; what secure sums add is for ``benchmarks.secure_aggregation``. The local step is trivial (``benchmarks.trivial``). A round's time is the coordinator's own: from opening it to the
 commit of the new version, with all that a real round does (download, train, write, upload, check, merge, sync,
 commit).
 
@@ -63,6 +63,8 @@ momentum = 0.0
 weight_decay = 0.0
 clip_norm = 0.0
 batch_size = 8
+[aggregation]
+mode = "plain"
 [rounds]
 count = {rounds}
 min_participants = 4
@@ -128,7 +130,7 @@ def federation(parameters: int, rounds: int, *, sites: list[str] = _SITES) -> di
             for item in _output(folder, "coordinator", "invite", *sites):
                 home = str(folder / item["name"])
                 allow = ["--allow", "benchmarks.trivial:model", "--allow", "benchmarks.trivial:loss"]
-                allow += ["--allow", "benchmarks.trivial:data"]
+                allow += ["--allow", "benchmarks.trivial:data", "--allow-plain"]
                 _output(
                     folder,
                     "participant",

@@ -302,7 +302,7 @@ class Hub:
         """
         current = self.machine.state.open_round()
         if isinstance(self.machine, SecureRounds):
-            expected = self.machine.uploads_wanted(peer)
+            expected = self.machine.uploads_wanted(peer, digest)
         else:
             expected = current is not None and current.purpose == "train" and peer in current.pending()
         if not expected:

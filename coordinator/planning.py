@@ -22,8 +22,12 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
         metrics: Names of the metrics that the task reports (a secure sum tells their means).
 
     Raises:
+        ConfigError: a secure sum of so many participants as a round needs at least has no room for its values.
         DataError: the file isn't a checkpoint.
     """
+    secure = config.secure_aggregation if config.aggregation.mode == "secure" else None
+    if secure is not None:
+        secure.encoding(max(config.rounds.min_participants, secure.min_cohort))
     header: CheckpointHeader = read_header(initial)
     digest = hashlib.sha256()
     with initial.open("rb") as file:
@@ -35,7 +39,7 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
         learning=config.learning(),
         rounds=config.rounds,
         aggregation=config.aggregation,
-        secure=config.secure_aggregation if config.aggregation.mode == "secure" else None,
+        secure=secure,
         metrics=tuple(sorted(metrics)),
         initial=InitialModel(
             digest=digest.hexdigest(),

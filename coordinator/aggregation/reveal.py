@@ -6,11 +6,8 @@ makes t * d * b bytes of AES-256-CTR, keeps one accumulator of d * b bytes, and 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.rounds import BeginUnmask, Revealed
+from coordinator.unmasking import unmask_slices
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.decisions import GroupSum
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.masking import streams
-from privacy.secure_aggregation.streams import MAIN, RingVector, Term, slices
-from privacy.secure_aggregation.summing import Upload, add_slice, joined, sums_hash, unmask_group, unmask_tail
+from privacy.secure_aggregation.streams import MAIN, RingVector
+from privacy.secure_aggregation.summing import Upload, joined, sums_hash, unmask_group, unmask_tail
 from privacy.secure_aggregation.tail import TailSum, decode_tail
 from privacy.transcript import encode
 from wire import BlobStore, DataError
@@ -81,7 +79,7 @@ def unmask(context: RoundContext, group: GroupSum, paths: Sequence[Path]) -> tup
     if processes == 1:
         return unmask_group(context, group, uploads)
     tail = unmask_tail(context, group, uploads)
-    return _in_processes(context, streams(group.terms, MAIN), paths, processes), tail
+    return unmask_slices(context, streams(group.terms, MAIN), paths, processes), tail
 
 
 def map_upload(path: Path) -> Upload:
@@ -94,40 +92,6 @@ def map_upload(path: Path) -> Upload:
         return np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}", "The coordinator's blob folder is damaged: restore it.") from error
-
-
-def _in_processes(context: RoundContext, terms: Sequence[Term], paths: Sequence[Path], processes: int) -> RingVector:
-    """The same by slices, each in a process of its own, into shared memory."""
-    size = context.dimension * context.encoding.dtype.itemsize
-    memory = SharedMemory(create=True, size=size)
-    try:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-            jobs = [
-                pool.submit(_slice_job, memory.name, context.canonical(), terms, paths, start, stop)
-                for start, stop in slices(context.dimension, processes)
-            ]
-            for job in jobs:
-                job.result()
-        total: RingVector = np.ndarray(context.dimension, context.encoding.dtype, memory.buf).copy()
-        return total
-    finally:
-        memory.close()
-        memory.unlink()
-
-
-def _slice_job(
-    memory: str, context: bytes, terms: Sequence[Term], paths: Sequence[Path], start: int, stop: int
-) -> None:
-    shared = SharedMemory(name=memory)
-    try:
-        parsed = RoundContext.parse(context)
-        out: RingVector = np.ndarray(parsed.dimension, parsed.encoding.dtype, shared.buf)[start:stop]
-        out.fill(0)
-        add_slice(parsed, out, terms, [map_upload(path) for path in paths], start)
-        del out
-    finally:
-        shared.close()
 
 
 def _write_mean(blobs: BlobStore, context: RoundContext, total: RingVector, said: TailSum) -> bytes:

@@ -11,13 +11,14 @@ from coordinator.rounds.effects import (
     Effect,
     IssueTask,
     Line,
+    Revealed,
     SendReceipt,
     SendStatement,
     WakeAt,
 )
 from coordinator.rounds.facts import Fact, from_row, to_row
 from coordinator.rounds.machine import SynchronousRounds
-from coordinator.rounds.secure import Revealed, SecureRounds
+from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round, RunState, Seat
 
 __all__ = [

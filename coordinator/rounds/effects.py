@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from coordinator.rounds.facts import Fact, Purpose
 from privacy.secure_aggregation.coordinator import Record, Unmask
@@ -104,6 +105,25 @@ class BeginUnmask:
     attempt: int
     order: Unmask
     record: tuple[object, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Revealed:
+    """What unmasking gave.
+
+    Attributes:
+        digest: Of the mean update's blob, in hex; empty where the round only scored.
+        weight: Sum of the survivors' weights.
+        metrics: Weighted means by name.
+        sum_hash: Of the sums, in hex.
+        record: Of the blob with the public material, in hex.
+    """
+
+    digest: str
+    weight: int
+    metrics: Mapping[str, float]
+    sum_hash: str
+    record: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

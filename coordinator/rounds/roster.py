@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.policy import SitePolicy
 from privacy.secure_aggregation.thresholds import thresholds
-from wire import SecureSpec
+from wire import ConfigError, SecureSpec
 
 _REMEMBERED = SitePolicy().remembered_rosters
 
@@ -49,7 +49,8 @@ def choose_roster(
 def _enough(roster: frozenset[str], there: frozenset[str], settings: SecureSpec) -> bool:
     try:
         floor = thresholds(len(roster), settings.corrupt_percent, settings.min_cohort).floor
-    except SecureAggregationError:
+        settings.encoding(len(roster))
+    except (SecureAggregationError, ConfigError):
         return False
     return len(roster & there) >= floor
 

@@ -7,9 +7,7 @@ ones where the old ones may be known in a sum already. Only when a sum is reveal
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from coordinator.rounds.effects import (
@@ -19,6 +17,7 @@ from coordinator.rounds.effects import (
     Contribution,
     Decision,
     Line,
+    Revealed,
     SendReceipt,
     SendStatement,
     WakeAt,
@@ -33,26 +32,22 @@ from coordinator.rounds.facts import (
     SumRevealed,
 )
 from coordinator.rounds.machine import SynchronousRounds
-from coordinator.rounds.roster import choose_roster
+from coordinator.rounds.proposals import Proposals, left_out
 from coordinator.rounds.state import Round, RunState
-from privacy.secure_aggregation.context import RoundContext, Seat
+from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Attempt, Failed, Record, Tell, Unmask
 from privacy.secure_aggregation.coordinator import Decision as AttemptDecision
 from privacy.secure_aggregation.coordinator import WakeAt as AttemptWake
 from privacy.secure_aggregation.errors import SecureAggregationError
-from privacy.secure_aggregation.identities import COORDINATOR_NAME
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import MemberList
-from privacy.secure_aggregation.prekeys import offered
 from privacy.secure_aggregation.statements import (
     Plan,
-    PrekeyBatch,
     Refused,
     Result,
     Signed,
     kind_of,
     positions_bytes,
-    signature_holds,
 )
 from privacy.secure_aggregation.summing import line_hash, uploads_hash
 from wire import RefusedError, RunPlan
@@ -63,49 +58,23 @@ _LONGEST_PAUSE_S: Final = 600.0
 _MAY_BE_REVEALED: Final = "update-may-be-revealed"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Revealed:
-    """What unmasking gave.
-
-    Attributes:
-        digest: Of the mean update's blob, in hex; empty where the round only scored.
-        weight: Sum of the survivors' weights.
-        metrics: Weighted means by name.
-        sum_hash: Of the sums, in hex.
-        record: Of the blob with the public material, in hex.
-    """
-
-    digest: str
-    weight: int
-    metrics: Mapping[str, float]
-    sum_hash: str
-    record: str
-
-
 class SecureRounds(SynchronousRounds):
     """The rounds of one run whose plan asks for secure aggregation.
 
     Args:
         plan: The run's plan.
         state: What the log says so far.
-        members: The federation's member list; replace the attribute when it grows.
+        members: The federation's member list; set the attribute when it grows.
         key: The coordinator's signing key.
         step_s: Seconds that a quick answer of a participant is waited for.
     """
 
     def __init__(self, plan: RunPlan, state: RunState, *, members: MemberList, key: SigningKey, step_s: float) -> None:
         super().__init__(plan.run_id, plan.rounds, state)
-        self.members = members
         self.attempt: Attempt | None = None
-        if plan.secure is None:
-            raise ValueError(f"the plan of run {plan.run_id} asks for plain averaging")
-        self._plan = plan
-        self._settings = plan.secure.model_copy(
-            update={"min_cohort": max(plan.secure.min_cohort, plan.rounds.min_updates)}
-        )
+        self.proposals = Proposals(plan, members, step_s=step_s)
         self._key = key
         self._step_s = step_s
-        self._prekeys: dict[str, list[Seat]] = {}
         self._respent = False
         self.log_count = 0
         self.log_head = bytes(32)
@@ -131,22 +100,16 @@ class SecureRounds(SynchronousRounds):
         Raises:
             RefusedError: the sender isn't a certified member, or a signature doesn't hold.
         """
-        member = self.members.participant(name)
-        if member is None:
-            raise RefusedError(
-                "participant-uncertified",
-                f"the federation's root hasn't certified {name} yet",
-                "Certify it (fedloom federation certify), then import the member list.",
-            )
-        try:
-            batch = PrekeyBatch.opened(signed, member.public_key, name)
-        except SecureAggregationError as error:
-            raise RefusedError(error.code, error.message, error.hint) from None
-        seats = list(offered(batch, name))
-        for seat in seats:
-            if not signature_holds(seat.prekey(self.members.federation), member.public_key):
-                raise RefusedError("signature-invalid", f"prekey {seat.index} of {name} isn't signed by it")
-        self._prekeys[name] = sorted(seats, key=lambda seat: seat.index)
+        self.proposals.offer(name, signed)
+
+    @property
+    def members(self) -> MemberList:
+        """The federation's member list."""
+        return self.proposals.members
+
+    @members.setter
+    def members(self, members: MemberList) -> None:
+        self.proposals.members = members
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +139,7 @@ class SecureRounds(SynchronousRounds):
         attempt = self.attempt
         if attempt is None:
             self._try_again(decision, current, now_s)
-        elif name in attempt.context.names and name not in self._left_out(current):
+        elif name in attempt.context.names and name not in left_out(current):
             self._seat(decision, current, name, attempt)
             self._take(decision, attempt.back(name, now_s), now_s)
         return decision
@@ -309,9 +272,13 @@ class SecureRounds(SynchronousRounds):
         shown = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nobody; its deadline decides"
         return f"Round {current.number}, secure sum, {_PHASES.get(self.attempt.phase, self.attempt.phase)}: {shown}."
 
-    def uploads_wanted(self, name: str) -> bool:
-        """Whether a masked update of this participant may come now."""
-        return self.attempt is not None and self.attempt.awaits_upload(name)
+    def uploads_wanted(self, name: str, digest: bytes) -> bool:
+        """Whether a masked update of this participant may come now: the one that is here already, at any time again."""
+        attempt = self.attempt
+        if attempt is None:
+            return False
+        position = attempt.context.position(name)
+        return attempt.awaits_upload(name) or (position is not None and attempt.digests().get(position) == digest)
 
     def upload_bytes(self) -> int:
         """Bytes of a masked update of the open attempt; 0 without one."""
@@ -340,79 +307,41 @@ class SecureRounds(SynchronousRounds):
     def _open_attempt(self, current: Round) -> bool:
         return bool(current.attempts) and current.attempts[-1].failed is None
 
-    def _left_out(self, current: Round) -> set[str]:
-        """Participants that earlier attempts of the round found at fault."""
-        return {name for item in current.attempts if item.failed is not None for name in item.failed.excluded}
-
     def _make(self, context: RoundContext) -> Attempt:
         return Attempt(context, self.members, self._key, step_s=self._step_s, deadline_s=self.spec.deadline_s)
 
-    def _seats(self, names: Iterable[str], now_s: float) -> dict[str, Seat]:
-        """The next unused prekey of each that has one."""
-        used: dict[str, int] = {}
-        for item in self.state.rounds:
-            for attempt in item.attempts:
-                for name, index in zip(attempt.opened.roster, attempt.opened.prekeys, strict=True):
-                    used[name] = max(used.get(name, 0), index)
-        found = {}
-        for name in names:
-            for seat in self._prekeys.get(name, ()):
-                if seat.index > used.get(name, 0) and seat.expires_s > now_s + self._length_s():
-                    found[name] = seat
-                    break
-        return found
-
-    def _length_s(self) -> float:
-        """The longest that an attempt may take."""
-        return 2 * self.spec.deadline_s + 4 * self._step_s + _CLOCKS_S
-
-    def _roster(self, current: Round | None, cohort: Iterable[str], now_s: float) -> tuple[str, ...]:
-        """Whom the next attempt is proposed to; empty where no roster is possible now."""
-        settings = self._settings
-        earlier = [frozenset(a.opened.roster) for item in self.state.rounds for a in item.attempts]
-        certified = {name for name, member in self.members.members().items() if member.valid_at(now_s)}
-        certified.discard(COORDINATOR_NAME)
-        seats = self._seats(certified, now_s)
-        out = self._left_out(current) if current is not None else set()
-        return choose_roster(
-            wanted=frozenset(cohort) - out,
-            possible=frozenset(seats),
-            certified=frozenset(certified),
-            there=frozenset(self._available) - out,
-            earlier=earlier,
-            settings=settings,
-        )
+    def _roster(self, cohort: Iterable[str], now_s: float, current: Round | None = None) -> tuple[str, ...]:
+        return self.proposals.roster(self.state, current, frozenset(cohort), frozenset(self._available), now_s)
 
     def _blocked(self) -> str:
         """Why no attempt can begin although participants are there."""
-        if len(self._available) < self.spec.min_participants or self._roster(None, self._available, 0.0):
+        if len(self._available) < self.spec.min_participants or self._roster(self._available, 0.0):
             return ""
+        settings = self.proposals.settings
         return (
-            f"A secure sum needs at least {self._settings.min_cohort} certified participants with prekeys, and a "
-            f"roster that equals the last ones or differs from them by at least {self._settings.min_roster_change} "
+            f"A secure sum needs at least {settings.min_cohort} certified participants with prekeys, and a roster that "
+            f"equals the last ones or differs from them by at least {settings.min_roster_change} "
             "([secure_aggregation] min_roster_change)."
         )
 
     def _begin(self, decision: Decision, current: Round, roster: tuple[str, ...], now_s: float) -> None:
         """Propose an attempt of the open round."""
-        number = len(current.attempts) + 1
-        seats = self._seats(roster, now_s)
-        context = self._context(current, number, tuple(seats[name] for name in roster), now_s)
+        context = self.proposals.context(self.state, current, roster, now_s)
         self._record(
             decision,
             AttemptOpened(
                 round=current.number,
-                attempt=number,
+                attempt=context.attempt,
                 task_attempt=context.task_attempt,
                 context=context.hash.hex(),
                 roster=roster,
-                prekeys=tuple(seats[name].index for name in roster),
+                prekeys=tuple(seat.index for seat in context.roster),
                 opened_s=now_s,
             ),
         )
         self.attempt = self._make(context)
         self._respent = False
-        present = set(roster).intersection(self._available) - self._left_out(current)
+        present = set(roster).intersection(self._available) - left_out(current)
         declined = {name for name, seat in current.seats.items() if seat.outcome not in ("pending", "done", "vanished")}
         for name in sorted(present):
             self._seat(decision, current, name, self.attempt)
@@ -421,38 +350,6 @@ class SecureRounds(SynchronousRounds):
             if self.attempt is not None:
                 seat = current.seats[name]
                 self._take(decision, self.attempt.excuse(name, f"{name}: {seat.code}: {seat.message}", now_s), now_s)
-
-    def _context(self, current: Round, number: int, roster: tuple[Seat, ...], now_s: float) -> RoundContext:
-        settings, plan = self._settings, self._plan
-        train = current.purpose == "train"
-        return RoundContext(
-            federation=plan.federation,
-            members_count=self.members.count,
-            members_head=self.members.head,
-            run_id=plan.run_id,
-            plan_hash=plan.hash,
-            purpose=current.purpose,
-            round=current.number,
-            attempt=number,
-            task_attempt=_task_attempt(current),
-            base_version=current.base_version,
-            base_digest=bytes.fromhex(self._base(current)),
-            dimension=plan.initial.dimension if train else 0,
-            encoding=settings.encoding(len(roster)),
-            metrics=plan.metrics,
-            group_size=0,
-            corrupt_percent=settings.corrupt_percent,
-            min_cohort=settings.min_cohort,
-            roster_change=settings.min_roster_change,
-            freeze=True,
-            expires_s=math.ceil(now_s + self._length_s()),
-            roster=roster,
-        )
-
-    def _base(self, current: Round) -> str:
-        if current.base_version == self.state.version:
-            return self.state.digest
-        raise ValueError(f"round {current.number} starts from version {current.base_version}, which isn't the last")
 
     def _seat(self, decision: Decision, current: Round, name: str, attempt: Attempt) -> None:
         """Give a participant its task, with a seat if it has none yet."""
@@ -495,9 +392,9 @@ class SecureRounds(SynchronousRounds):
         """The attempt failed: note why, and try again at once the first time, then after growing pauses."""
         current = self.state.open_round()
         assert current is not None and self.attempt is not None
-        # Whoever couldn't train is asked again only with another seed, which all updates of a sum then have.
+        # Those who can't go on are asked again with the training, and another seed; all updates of a sum then are new.
         unable = {name for name, seat in current.seats.items() if seat.outcome in ("declined", "refused")}
-        willing = set(self.attempt.context.names) - unable
+        willing = set(self.attempt.context.names) - unable - failed.excluded - left_out(current)
         spent = failed.spent or self._respent or len(willing) < self.attempt.context.numbers.floor
         self._record(
             decision,
@@ -523,7 +420,7 @@ class SecureRounds(SynchronousRounds):
                 decision.effects.append(WakeAt(at_s=last.failed_s + pause_s))
                 return
         cohort = set(current.attempts[-1].opened.roster if current.attempts else current.seats)
-        roster = self._roster(current, cohort.union(self._available), now_s)
+        roster = self._roster(cohort.union(self._available), now_s, current)
         if roster:
             self._begin(decision, current, roster, now_s)
 
@@ -531,7 +428,7 @@ class SecureRounds(SynchronousRounds):
 
     def _cohort_for(self, cohort: list[str], now_s: float) -> list[str]:
         """The participants of the cohort that can be in a secure sum now, or nobody."""
-        roster = self._roster(None, cohort, now_s)
+        roster = self._roster(cohort, now_s)
         return sorted(set(roster).intersection(self._available))
 
     def _opened(self, decision: Decision, current: Round, now_s: float) -> None:
@@ -611,11 +508,6 @@ class SecureRounds(SynchronousRounds):
             task = self._task(closed[-1], name).task_id
             decision.effects.append(SendReceipt(participant=name, task_id=task, accepted=True))
             decision.effects.append(SendStatement(participant=name, statement=self._last_line))
-
-
-def _task_attempt(current: Round) -> int:
-    """Which training of the round is summed: a new one after each attempt whose updates may be known."""
-    return 1 + sum(1 for item in current.attempts if item.failed is not None and item.failed.spent)
 
 
 _PHASES: Final = {

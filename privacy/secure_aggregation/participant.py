@@ -118,7 +118,7 @@ class Participant(Secret):
         step = Step()
         if self._hand is not None and self._hand.masks:
             step.work.append(self._hand.expand())
-        elif self._hand is not None:
+        elif self._hand is not None and self._hand.delivery is not None:
             step.work.append(Discard(self._hand.context.hash))
         return step
 
@@ -184,9 +184,11 @@ class Participant(Secret):
         """The masks that :class:`Expand` asked for are there."""
         step = Step()
         hand = self._hand
-        if hand is not None and hand.context.hash == context:
-            hand.expanded = True
-            self._mask_when_possible(step, hand)
+        if hand is None or hand.context.hash != context or not hand.masks:
+            step.work.append(Discard(context))  # the attempt ended, or went on without this site, in the meantime
+            return step
+        hand.expanded = True
+        self._mask_when_possible(step, hand)
         return step
 
     def masked(self, context: bytes, digest: bytes) -> Step:
@@ -427,12 +429,11 @@ class Participant(Secret):
 
     def _result(self, hand: Hand, opened: Result) -> Step:
         """The sum is known: this attempt is over and its update is spent."""
+        if hand.survivors is not None and hand.survivors != frozenset(positions_of(opened.survivors)):
+            raise Refusal("result-foreign", "the result names other survivors than this keeper has signed")
         step = Step(changes=[Forget(hand.context.hash)], work=[Discard(hand.context.hash)])
         step.changes += self._history.spend(hand.context)
         self._hand = None
-        if hand.survivors is not None and hand.survivors != frozenset(positions_of(opened.survivors)):
-            error = Refusal("result-foreign", "the result names other survivors than this keeper has signed")
-            _append(step, self._refuse(error, hand.context.hash))
         return step
 
     def _aborted(self, hand: Hand) -> Step:

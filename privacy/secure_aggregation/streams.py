@@ -87,6 +87,13 @@ class Stream:
 Term = tuple[Stream, Sign]
 """A stream, and whether it is added (1) or subtracted (-1)."""
 
+Pair = tuple[Stream, int, int | None]
+"""A stream, the number of the vector that it is added to and that of the one it is subtracted from, if there is one."""
+
+# Streams that meet in the same few vectors are taken one after another: two times eight tiles stay in the cache.
+_NEIGHBOURS: Final = 8
+_PAIR_TILE_BYTES: Final = TILE_BYTES // 2
+
 
 def add_streams(
     out: RingVector,
@@ -123,13 +130,9 @@ def add_streams(
         SecureAggregationError: "ring-invalid" if ``out`` is no such vector.
         ValueError: A sign other than 1 and -1, a negative ``start`` or a tile under 64 bytes.
     """
-    if out.ndim != 1 or out.dtype not in _DTYPES.values() or not out.flags.c_contiguous or not out.flags.writeable:
-        raise SecureAggregationError(
-            "ring-invalid",
-            f"masks are added to a writable, contiguous vector of <u2, <u4 or <u8, not to {out.dtype.str} {out.shape}",
-        )
-    if start < 0 or tile_bytes < _LINE_BYTES:
-        raise ValueError(f"no tile of {tile_bytes} bytes at coordinate {start}")
+    _check(out, start)
+    if tile_bytes < _LINE_BYTES:
+        raise ValueError(f"a tile of {tile_bytes} bytes is too small")
     _run(out, _open(terms, start * out.itemsize), tile_bytes, overwrite=overwrite)
 
 
@@ -161,6 +164,54 @@ def expand(terms: Sequence[Term], ring_bits: int, start: int, stop: int) -> Ring
     return out
 
 
+def add_pairs(outs: Sequence[RingVector], pairs: Sequence[Pair], *, start: int = 0) -> None:
+    """Add streams to vectors and subtract the same ones from others in place, each computed once.
+
+    What a simulation of a whole cohort does: of the n * n streams that its n participants expand, n * (n - 1) / 2 are
+    there twice, with opposite signs. The result is that of :func:`add_streams` for each vector.
+
+    Cost for n pairs and d coordinates of b bytes: n d b bytes of AES, and up to two additions for each stream.
+
+    Example:
+        >>> outs = [np.zeros(3, dtype_of(16)) for _ in range(2)]
+        >>> add_pairs(outs, [(Stream(bytes(32)), 0, 1)])
+        >>> (outs[0] + outs[1]).tolist()
+        [0, 0, 0]
+
+    Args:
+        outs: Vectors [d] as :func:`add_streams` takes them, of one dimension and ring; none may overlap another.
+        pairs: n streams.
+        start: The coordinate of the streams that belongs to the vectors' first.
+
+    Raises:
+        SecureAggregationError: "ring-invalid" if ``outs`` are no such vectors.
+        ValueError: A negative ``start``.
+        IndexError: A pair names a vector that isn't there.
+    """
+    for out in outs:
+        _check(out, start)
+        if len(out) != len(outs[0]) or out.dtype != outs[0].dtype:
+            raise SecureAggregationError("ring-invalid", "the vectors of a cohort have one dimension and one ring")
+    if not outs or not len(outs[0]):
+        return
+    width, dtype = outs[0].itemsize, outs[0].dtype
+    near = sorted(
+        pairs, key=lambda pair: (pair[1] // _NEIGHBOURS, (pair[1] if pair[2] is None else pair[2]) // _NEIGHBOURS)
+    )
+    terms = [(_keystream(*_material(stream), start * width), plus, minus) for stream, plus, minus in near]
+    longest = min(_PAIR_TILE_BYTES, outs[0].nbytes)
+    zeros, buffer = memoryview(bytes(longest)), _aligned(longest)
+    for begin in range(0, len(outs[0]), longest // width):
+        tiles = [out[begin : begin + longest // width] for out in outs]
+        plain, keystream = zeros[: tiles[0].nbytes], buffer[: tiles[0].nbytes]
+        elements = np.frombuffer(keystream, dtype)
+        for generate, plus, minus in terms:
+            generate(plain, keystream)
+            np.add(tiles[plus], elements, tiles[plus])
+            if minus is not None:
+                np.subtract(tiles[minus], elements, tiles[minus])
+
+
 def slices(dimension: int, parts: int) -> list[tuple[int, int]]:
     """Cut a vector into ranges of coordinates for as many processes.
 
@@ -188,6 +239,16 @@ def slices(dimension: int, parts: int) -> list[tuple[int, int]]:
     parts = min(parts, lines)
     cuts = [lines * part // parts * unit for part in range(parts)] + [dimension]
     return list(itertools.pairwise(cuts))
+
+
+def _check(out: RingVector, start: int) -> None:
+    if out.ndim != 1 or out.dtype not in _DTYPES.values() or not out.flags.c_contiguous or not out.flags.writeable:
+        raise SecureAggregationError(
+            "ring-invalid",
+            f"masks are added to a writable, contiguous vector of <u2, <u4 or <u8, not to {out.dtype.str} {out.shape}",
+        )
+    if start < 0:
+        raise ValueError(f"a stream has no coordinate {start}")
 
 
 # Called with zeros and a buffer of as many bytes, writes the keystream's next bytes there.

@@ -20,6 +20,9 @@ _SUMS_LABEL: Final = "fedloom/secure-aggregation/sums/1"
 _UPLOADS_LABEL: Final = "fedloom/secure-aggregation/uploads/1"
 _RESULT_LABEL: Final = "fedloom/secure-aggregation/result/1"
 
+# Uploads are added by tiles that stay in the cache, so that each byte of them is all that is read.
+_TILE: Final = 1 << 17
+
 Upload = NDArray[np.uint8]
 """The bytes of a masked update, in memory or in a memory map."""
 
@@ -36,9 +39,12 @@ def add_slice(
         uploads: Of the right size each (see :func:`unmask_tail`).
         start: First coordinate.
     """
-    for upload in uploads:
-        main, _ = split_upload(upload, context.layout)
-        np.add(out, context.encoding.unpack(main, context.dimension, start, start + len(out)), out=out)
+    packed = [split_upload(upload, context.layout)[0] for upload in uploads]
+    for at in range(0, len(out), _TILE):
+        tile = out[at : at + _TILE]
+        for main in packed:
+            values = context.encoding.unpack(main, context.dimension, start + at, start + at + len(tile))
+            np.add(tile, values, out=tile)
     add_streams(out, terms, start=start)
 
 

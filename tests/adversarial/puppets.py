@@ -132,9 +132,7 @@ def update(value: float = 0.5) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def stage(
-    folder: Path, root: str | None = None, mode: str = "plain", **rounds: object
-) -> AsyncIterator[Stage]:
+async def stage(folder: Path, root: str | None = None, mode: str = "plain", **rounds: object) -> AsyncIterator[Stage]:
     """A coordinator with a run open."""
     config = settings(folder, root, mode, **rounds)
 

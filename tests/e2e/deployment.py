@@ -24,6 +24,9 @@ enrolment_port = 0
 state = "state"
 lease_s = {lease_s}
 
+[aggregation]
+mode = "{aggregation}"
+
 [model]
 kind = "multimodal"
 width = 16
@@ -65,6 +68,7 @@ def configuration(
     deadline_s: float = 90.0,
     min_participants: int | None = None,
     min_updates: int | None = None,
+    aggregation: str = "secure",
 ) -> Path:
     """A small classification federation on scikit-learn's digits."""
     names = [f"site-{index}" for index in range(participants)]
@@ -78,6 +82,7 @@ def configuration(
             lease_s=lease_s,
             deadline_s=deadline_s,
             min_updates=min_updates or participants,
+            aggregation=aggregation,
             institutions="\n".join(lines),
         )
     )
@@ -151,12 +156,13 @@ class Deployment:
         self.listening = json.loads(line)
         return self.listening
 
-    def join(self, *names: str, data: dict[str, str]) -> None:
+    def join(self, *names: str, data: dict[str, str], allow_plain: bool = False) -> None:
         """Invite and enrol sites."""
+        rules = ["--allow-plain"] if allow_plain else []
         for item in self.lines("coordinator", "invite", *names, "--config", str(self.config)):
             name = item["name"]
             home = ["--home", str(self.home(name))]
-            self.fedloom("participant", "join", item["token"], "--data", data[name], *home)
+            self.fedloom("participant", "join", item["token"], "--data", data[name], *home, *rules)
 
     def home(self, name: str) -> Path:
         return self.folder / name

@@ -42,7 +42,7 @@ def on_a_terminal(*arguments: str, folder: Path) -> tuple[int, str]:
 
 
 def test_simulate_shows_progress_and_a_table(tmp_path: Path) -> None:
-    config = configuration(tmp_path, participants=2, rounds=2)
+    config = configuration(tmp_path, participants=2, rounds=2, aggregation="plain")
     config.write_text(config.read_text().replace("compare_local = false", "compare_local = true"))
     status, shown = on_a_terminal("simulate", "--config", str(config), "--workers", "1", folder=tmp_path)
     assert status == 0
@@ -53,10 +53,10 @@ def test_simulate_shows_progress_and_a_table(tmp_path: Path) -> None:
 
 
 def test_watch_shows_the_run_to_its_end(tmp_path: Path) -> None:
-    config = configuration(tmp_path, participants=1, rounds=2)
+    config = configuration(tmp_path, participants=1, rounds=2, aggregation="plain")
     with Deployment(tmp_path, config) as federation:
         federation.start_coordinator()
-        federation.join("site-0", data={"site-0": data_of(0, 1)})
+        federation.join("site-0", data={"site-0": data_of(0, 1)}, allow_plain=True)
         federation.start_participant("site-0", "--once")
         status, shown = on_a_terminal("coordinator", "watch", "--config", str(config), folder=tmp_path)
     assert status == 0
@@ -65,10 +65,10 @@ def test_watch_shows_the_run_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_site_whose_data_are_not_there_says_so_and_stops(tmp_path: Path) -> None:
-    config = configuration(tmp_path, participants=1, rounds=1)
+    config = configuration(tmp_path, participants=1, rounds=1, aggregation="plain")
     with Deployment(tmp_path, config) as federation:
         federation.start_coordinator()
-        federation.join("site-0", data={"site-0": f"folder:{tmp_path}/nowhere"})
+        federation.join("site-0", data={"site-0": f"folder:{tmp_path}/nowhere"}, allow_plain=True)
         home = str(federation.home("site-0"))
         done = federation.fedloom("participant", "run", "--home", home, check=False)
     assert done.returncode not in (0, 1)
@@ -77,12 +77,12 @@ def test_a_site_whose_data_are_not_there_says_so_and_stops(tmp_path: Path) -> No
 
 
 def test_a_plan_that_names_code_the_site_does_not_allow_is_refused_with_the_setting_to_change(tmp_path: Path) -> None:
-    config = configuration(tmp_path, participants=1, rounds=1)
+    config = configuration(tmp_path, participants=1, rounds=1, aggregation="plain")
     text = re.sub(r"\[model\].*?\[rounds\]", _OWN_CODE, config.read_text(), flags=re.DOTALL)
     config.write_text(text)
     with Deployment(tmp_path, config) as federation:
         federation.start_coordinator()
-        federation.join("site-0", data={"site-0": "digits:1/1"})
+        federation.join("site-0", data={"site-0": "digits:1/1"}, allow_plain=True)
         done = federation.fedloom("participant", "run", "--home", str(federation.home("site-0")), check=False)
     assert done.returncode not in (0, 1)
     assert "benchmarks.trivial:model" in done.stderr

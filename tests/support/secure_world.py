@@ -192,8 +192,9 @@ class World:
 
     ``inputs`` holds (update, examples, metrics) of each participant. ``filter_up`` and ``filter_down`` may change, drop
     or multiply messages: they get (name, statement) and return a list of statements. ``filter_blob`` may change an
-    upload on its way. ``hold`` names kinds of the coordinator's statements that are kept back in ``held``.
-    ``fuse`` counts down the points at which the coordinator can be killed.
+    upload on its way. ``hold`` names kinds of the coordinator's statements that are kept back in ``held``. ``deaf``
+    lets the coordinator's machine hear nothing: a test speaks in its place. ``fuse`` counts down the points at which
+    the coordinator can be killed.
     """
 
     def __init__(
@@ -230,6 +231,7 @@ class World:
         self.filter_up: Callable[[str, Signed], list[Signed]] = lambda name, statement: [statement]
         self.filter_down: Callable[[str, Signed], list[Signed]] = lambda name, statement: [statement]
         self.filter_blob: Callable[[str, bytes], bytes] = lambda name, content: content
+        self.deaf = False
         self.hold: set[str] = set()
         self.held: list[tuple[str, Signed]] = []
         self.queue: list[tuple[Site | None, int, Callable[[], None]]] = []
@@ -280,7 +282,7 @@ class World:
             batch = PrekeyBatch.parse(statement.body)
             self.prekeys[name] = check_offered(offered(batch, name), "clinics", self.sites[name].key.public)
             return
-        if self.attempt is None:
+        if self.attempt is None or self.deaf:
             return
         try:
             decision = self.attempt.receive(name, statement, self.now)

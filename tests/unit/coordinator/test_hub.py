@@ -302,9 +302,7 @@ class _FullDisk:
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
 
-    def append(
-        self, run_id: str, rows: list[Transition], checkpoint: Checkpoint | None = None, **more: Any
-    ) -> None:
+    def append(self, run_id: str, rows: list[Transition], checkpoint: Checkpoint | None = None, **more: Any) -> None:
         if self.full:
             raise ResourceError("the disk is full", code="disk-full")
         self._store.append(run_id, rows, checkpoint, **more)

@@ -1,4 +1,4 @@
-"""Whole federations in one process."""
+"""Whole federations in one process, with plain averaging; ``test_secure`` has those with secure sums."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def config(*, seconds: list[float] | None = None, data: list[str] | None = None,
         "task": {"kind": "classification"},
         "training": {"local_steps": 3, "batch_size": 16},
         "rounds": {"count": 2, "min_participants": len(pace), "min_updates": 1},
+        "aggregation": {"mode": "plain"},
         "simulation": {"institutions": institutions, "workers": 1, "compare_local": False},
     }
     for name, table in tables.items():

@@ -22,9 +22,11 @@ from privacy.secure_aggregation.streams import (
     MAIN,
     TAIL,
     TILE_BYTES,
+    Pair,
     RingVector,
     Stream,
     Term,
+    add_pairs,
     add_streams,
     dtype_of,
     expand,
@@ -285,6 +287,54 @@ def test_pairwise_masks_cancel_and_self_masks_come_off(participants: int, ring_b
         unmask += [(pair(me, gone), -1 if me < gone else 1) for me in survivors for gone in dropped]
         add_streams(total, unmask)
         assert not total.any()
+
+
+# ------------------------------------------------------------------------------------------------------- whole cohorts
+
+
+@given(
+    pairs=st.lists(
+        st.tuples(st.integers(0, 20), st.integers(0, 18), st.none() | st.integers(0, 18)),
+        max_size=40,
+    ),
+    ring_bits=st.sampled_from(RINGS),
+    start=st.integers(0, 100),
+    length=st.integers(0, 70),
+)
+def test_pairs_equal_single_vectors(
+    pairs: list[tuple[int, int, int | None]], ring_bits: int, start: int, length: int
+) -> None:
+    outs = [np.arange(length, dtype=dtype_of(ring_bits)) for _ in range(19)]
+    work: list[Pair] = [(Stream(seed(index)), plus, minus) for index, plus, minus in pairs]
+    add_pairs(outs, work, start=start)
+    for number, out in enumerate(outs):
+        terms: list[Term] = [(stream, 1) for stream, plus, _ in work if plus == number]
+        terms += [(stream, -1) for stream, _, minus in work if minus == number]
+        right = np.arange(length, dtype=dtype_of(ring_bits))
+        add_streams(right, terms, start=start)
+        assert out.tolist() == right.tolist()
+
+
+@pytest.mark.parametrize("ring_bits", RINGS)
+def test_pairs_of_several_tiles(ring_bits: int) -> None:
+    length = 3 * TILE_BYTES // (ring_bits // 8) // 2 + 5
+    outs = [np.zeros(length, dtype_of(ring_bits)) for _ in range(3)]
+    add_pairs(outs, [(Stream(seed(1)), 0, 1), (Stream(seed(2)), 2, 0), (Stream(seed(3)), 1, None)], start=3)
+    assert (outs[1] == expand([(Stream(seed(3)), 1), (Stream(seed(1)), -1)], ring_bits, 3, 3 + length)).all()
+    assert (sum(outs) == expand([(Stream(seed(3)), 1)], ring_bits, 3, 3 + length)).all()
+
+
+def test_vectors_that_are_no_cohort() -> None:
+    pairs: list[Pair] = [(Stream(seed(1)), 0, 1)]
+    add_pairs([], [])
+    for other in (np.zeros(5, "<u4"), np.zeros(4, "<u2"), np.zeros(8, "<u4")[::2]):
+        with pytest.raises(SecureAggregationError) as caught:
+            add_pairs([np.zeros(4, "<u4"), other], pairs)
+        assert caught.value.code == "ring-invalid"
+    with pytest.raises(IndexError):
+        add_pairs([np.zeros(4, "<u4")], pairs)
+    with pytest.raises(ValueError, match="coordinate -1"):
+        add_pairs([np.zeros(4, "<u4")] * 2, pairs, start=-1)
 
 
 # -------------------------------------------------------------------------------------------------------- how it looks

@@ -1,0 +1,156 @@
+"""What the coordinator proposes for an attempt at a secure sum: whom, with which prekeys, under which context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from coordinator.rounds.roster import choose_roster
+from coordinator.rounds.state import Round, RunState
+from privacy.secure_aggregation.context import RoundContext, Seat
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.identities import COORDINATOR_NAME
+from privacy.secure_aggregation.members import MemberList
+from privacy.secure_aggregation.prekeys import offered
+from privacy.secure_aggregation.signed import Signed, signature_holds
+from privacy.secure_aggregation.statements import PrekeyBatch
+from wire import RefusedError, RunPlan
+
+_CLOCKS_S: Final = 60.0  # by which a participant's clock may be ahead of ours
+_BLAMING: Final = ("parcel-unreadable", "dealer-inconsistent")  # ends of attempts that are somebody's fault
+
+
+class Proposals:
+    """Makes the contexts of one run's attempts.
+
+    Args:
+        plan: The run's plan, which asks for secure sums.
+        members: The federation's member list; replace the attribute when it grows.
+        step_s: Seconds that a quick answer of a participant is waited for.
+    """
+
+    def __init__(self, plan: RunPlan, members: MemberList, *, step_s: float) -> None:
+        if plan.secure is None:
+            raise ValueError(f"the plan of run {plan.run_id} asks for plain averaging")
+        floor = max(plan.secure.min_cohort, plan.rounds.min_updates)
+        self.members = members
+        self.settings = plan.secure.model_copy(update={"min_cohort": floor})
+        self._plan = plan
+        # The longest that an attempt may take: training and uploads, and the quick steps around them.
+        self._length_s = 2 * plan.rounds.deadline_s + 4 * step_s + _CLOCKS_S
+        self._prekeys: dict[str, list[Seat]] = {}
+
+    def offer(self, name: str, signed: Signed) -> None:
+        """A participant's unused prekeys.
+
+        Raises:
+            RefusedError: the sender isn't a certified member, or a signature doesn't hold.
+        """
+        member = self.members.participant(name)
+        if member is None:
+            raise RefusedError(
+                "participant-uncertified",
+                f"the federation's root hasn't certified {name} yet",
+                "Certify it (fedloom federation certify), then import the member list.",
+            )
+        try:
+            batch = PrekeyBatch.opened(signed, member.public_key, name)
+        except SecureAggregationError as error:
+            raise RefusedError(error.code, error.message, error.hint) from None
+        seats = list(offered(batch, name))
+        for seat in seats:
+            if not signature_holds(seat.prekey(self.members.federation), member.public_key):
+                raise RefusedError("signature-invalid", f"prekey {seat.index} of {name} isn't signed by it")
+        self._prekeys[name] = sorted(seats, key=lambda seat: seat.index)
+
+    def roster(
+        self, state: RunState, current: Round | None, cohort: frozenset[str], there: frozenset[str], now_s: float
+    ) -> tuple[str, ...]:
+        """Whom the next attempt is proposed to; empty where no roster is possible now.
+
+        Args:
+            state: The run's, with all earlier rosters.
+            current: The open round, whose earlier attempts may have found somebody at fault.
+            cohort: Whom the round would like to have.
+            there: Who can answer now.
+            now_s: Seconds since the epoch.
+        """
+        certified = {name for name, member in self.members.members().items() if member.valid_at(now_s)}
+        certified.discard(COORDINATOR_NAME)
+        out = left_out(current) if current is not None else set()
+        return choose_roster(
+            wanted=cohort - out,
+            possible=frozenset(self._seats(state, certified, now_s)),
+            certified=frozenset(certified),
+            there=there - out,
+            earlier=[frozenset(attempt.opened.roster) for item in state.rounds for attempt in item.attempts],
+            settings=self.settings,
+        )
+
+    def context(self, state: RunState, current: Round, roster: tuple[str, ...], now_s: float) -> RoundContext:
+        """The context of the open round's next attempt with these participants."""
+        if current.base_version != state.version:
+            raise ValueError(f"round {current.number} starts from version {current.base_version}, which isn't the last")
+        settings, plan = self.settings, self._plan
+        seats = self._seats(state, roster, now_s)
+        return RoundContext(
+            federation=plan.federation,
+            members_count=self.members.count,
+            members_head=self.members.head,
+            run_id=plan.run_id,
+            plan_hash=plan.hash,
+            purpose=current.purpose,
+            round=current.number,
+            attempt=len(current.attempts) + 1,
+            task_attempt=task_attempt(current),
+            base_version=current.base_version,
+            base_digest=bytes.fromhex(state.digest),
+            dimension=plan.initial.dimension if current.purpose == "train" else 0,
+            encoding=settings.encoding(len(roster)),
+            metrics=plan.metrics,
+            group_size=0,
+            corrupt_percent=settings.corrupt_percent,
+            min_cohort=settings.min_cohort,
+            roster_change=settings.min_roster_change,
+            freeze=True,
+            expires_s=math.ceil(now_s + self._length_s),
+            roster=tuple(seats[name] for name in roster),
+        )
+
+    def _seats(self, state: RunState, names: Iterable[str], now_s: float) -> dict[str, Seat]:
+        """The next unused prekey of each that has one.
+
+        Who was away for a whole round (and has no seat in it) never saw the plan: its prekey is as good as new, so that
+        a member that stays away doesn't run out of them.
+        """
+        used: dict[str, int] = {}
+        for item in state.rounds:
+            for attempt in item.attempts:
+                for name, index in zip(attempt.opened.roster, attempt.opened.prekeys, strict=True):
+                    if name in item.seats:
+                        used[name] = max(used.get(name, 0), index)
+        found = {}
+        for name in names:
+            for seat in self._prekeys.get(name, ()):
+                if seat.index > used.get(name, 0) and seat.expires_s > now_s + self._length_s:
+                    found[name] = seat
+                    break
+        return found
+
+
+def left_out(current: Round) -> set[str]:
+    """Participants that the round goes on without.
+
+    Whoever cheated stays out. Whoever could or would not take part is asked again once the training begins anew: by
+    then the reason may be gone.
+    """
+    failed = [item.failed for item in current.attempts if item.failed is not None]
+    cheated = {name for item in failed if item.code in _BLAMING for name in item.excluded}
+    last_spent = max((index for index, item in enumerate(failed, start=1) if item.spent), default=0)
+    return cheated.union(*(item.excluded for item in failed[last_spent:]))
+
+
+def task_attempt(current: Round) -> int:
+    """Which training of the round is summed: a new one after each attempt whose updates may be known."""
+    return 1 + sum(1 for item in current.attempts if item.failed is not None and item.failed.spent)

@@ -1,0 +1,209 @@
+"""The context of an attempt: one form, one hash, and nothing else is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from secure_world import ENCODING, SMALL, World
+
+from privacy.secure_aggregation.context import RoundContext, Seat
+from privacy.secure_aggregation.encoding import Encoding
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.transcript import decode, encode
+
+HUGE = 10**5000  # more digits than Python turns into a string
+
+
+@functools.cache
+def example() -> RoundContext:
+    return World(4).context()
+
+
+def refused(data: bytes) -> SecureAggregationError:
+    with pytest.raises(SecureAggregationError) as caught:
+        RoundContext.parse(data)
+    return caught.value
+
+
+OTHER: dict[str, Any] = {
+    "federation": "clinics2",
+    "members_count": 6,
+    "members_head": b"h" * 32,
+    "run_id": "run-2",
+    "plan_hash": b"q" * 32,
+    "purpose": "evaluate",
+    "round": 2,
+    "attempt": 2,
+    "task_attempt": 2,
+    "base_version": 1,
+    "base_digest": b"n" * 32,
+    "dimension": 8,
+    "encoding": SMALL,
+    "metrics": ("loss", "recall"),
+    "group_size": 3,
+    "corrupt_percent": 21,
+    "min_cohort": 4,
+    "roster_change": 3,
+    "freeze": False,
+    "expires_s": 1,
+    "roster": (),
+}
+
+
+def test_a_context_comes_back_as_it_was() -> None:
+    context = example()
+    again = RoundContext.parse(context.canonical())
+    assert again == context
+    assert again.canonical() == context.canonical()
+    assert again.hash == context.hash
+    assert len(context.hash) == 32
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RoundContext)])
+def test_every_field_is_in_the_hash(name: str) -> None:
+    changed = dataclasses.replace(example(), **{name: OTHER[name]})
+    assert changed.hash != example().hash
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Encoding)])
+def test_every_field_of_the_encoding_is_in_the_hash(name: str) -> None:
+    value = getattr(ENCODING, name)
+    other = {"ring_bits": 32, "wire_bits": 24, "value_bits": 19}.get(name, value * 2)
+    if other != value:
+        encoding = dataclasses.replace(ENCODING, **{name: other})
+        assert dataclasses.replace(example(), encoding=encoding).hash != example().hash
+
+
+@pytest.mark.parametrize("name", ["name", "index", "mask_key", "share_key", "beacon_hash", "expires_s", "signature"])
+def test_every_field_of_a_seat_is_in_the_hash(name: str) -> None:
+    seat = example().roster[2]
+    value = getattr(seat, name)
+    other = value + 1 if isinstance(value, int) else value[:-1] + (b"\0" if isinstance(value, bytes) else "x")
+    roster = (*example().roster[:2], dataclasses.replace(seat, **{name: other}), example().roster[3])
+    changed = dataclasses.replace(example(), roster=roster)
+    assert other != value
+    assert changed.hash != example().hash
+    assert RoundContext.parse(changed.canonical()) == changed
+
+
+@given(bit=st.integers(0, 2**20))
+def test_one_flipped_bit_is_refused_or_gives_another_hash(bit: int) -> None:
+    data = bytearray(example().canonical())
+    data[bit // 8 % len(data)] ^= 1 << (bit % 8)
+    try:
+        other = RoundContext.parse(bytes(data))
+    except SecureAggregationError:
+        return
+    assert other.canonical() == bytes(data)
+    assert other.hash != example().hash
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    assert refused(data).code == "context-malformed"
+
+
+def with_field(index: int, value: object) -> bytes:
+    """The canonical bytes with another value at one place: 0 is the version, -1 the roster."""
+    plain: list[object] = list(decode(example().canonical()))  # type: ignore[call-overload]
+    plain[index] = value
+    return encode(tuple(plain))
+
+
+def test_another_version_of_the_protocol_is_refused() -> None:
+    for version in (0, 2, True, 1.0, "1", None, HUGE):
+        assert refused(with_field(0, version)).code == "context-malformed"
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RoundContext)])
+def test_a_field_of_another_form_is_refused_by_name(name: str) -> None:
+    index = [field.name for field in dataclasses.fields(RoundContext)].index(name) + 1
+    for value in (None, -1, HUGE, True, 1.5, "", "x" * 300, b"", b"x" * 33, (), (1,), {}, ((),)):
+        if (name == "metrics" and value == ()) or (name == "freeze" and value is True):
+            continue
+        error = refused(with_field(index, value))
+        if name == "roster" and value == ():
+            assert error.code == "overflow"
+        else:
+            assert error.code == "context-malformed"
+            assert name in error.message or name == "roster"
+
+
+@pytest.mark.parametrize("name", ["name", "index", "mask_key", "share_key", "beacon_hash", "expires_s", "signature"])
+def test_a_seat_of_another_form_is_refused(name: str) -> None:
+    plain: list[Any] = list(decode(example().canonical()))  # type: ignore[call-overload]
+    place = [field.name for field in dataclasses.fields(Seat)].index(name)
+    for value in (None, -1, HUGE, True, 1.5, "", b"", b"x" * 31, ()):
+        seat = [*plain[-1][1][:place], value, *plain[-1][1][place + 1 :]]
+        error = refused(with_field(-1, (plain[-1][0], tuple(seat), *plain[-1][2:])))
+        assert error.code == "context-malformed"
+
+
+@pytest.mark.parametrize("seat", [(), (1,) * 7, (1,) * 8, "seat", None])
+def test_a_seat_that_is_none_is_refused(seat: object) -> None:
+    assert refused(with_field(-1, (seat,))).code == "context-malformed"
+
+
+def test_a_field_too_few_or_too_many_is_refused() -> None:
+    plain: tuple[object, ...] = decode(example().canonical())  # type: ignore[assignment]
+    assert refused(encode(plain[:-2] + plain[-1:])).code == "context-malformed"
+    assert refused(encode((*plain[:-1], 1, plain[-1]))).code == "context-malformed"
+    assert refused(encode({str(index): item for index, item in enumerate(plain)})).code == "context-malformed"
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ((32, 32, 99, 10.0, 1.0, 50), "encoding-invalid"),
+        ((32, 32, 20, 10, 1.0, 50), "encoding-invalid"),
+        ((32, 32, 20, float("inf"), 1.0, 50), "encoding-invalid"),
+        ((32, 16, 12, 10.0, 1.0, 50), "encoding-invalid"),
+        ((32, 32, 20, 10.0, 1.0), "context-malformed"),
+        ((32, 32, 20, 10.0, 1.0, 50, 1), "context-malformed"),
+        ((32, 32, 1 << 53, 10.0, 1.0, 50), "context-malformed"),
+        ((True, 32, 20, 10.0, 1.0, 50), "context-malformed"),
+    ],
+)
+def test_an_encoding_that_cannot_be_is_refused(values: tuple[object, ...], code: str) -> None:
+    assert refused(with_field(13, values)).code == code
+
+
+@pytest.mark.parametrize(
+    "metrics", [("b", "a"), ("a", "a"), ("x" * 65,), tuple(f"m{item:03}" for item in range(65)), ("\0",)]
+)
+def test_metrics_that_cannot_be_are_refused(metrics: tuple[str, ...]) -> None:
+    assert refused(dataclasses.replace(example(), metrics=metrics).canonical()).code == "metrics-invalid"
+
+
+def test_more_seats_than_a_round_may_have_are_refused() -> None:
+    seat = example().roster[0]
+    roster = tuple(dataclasses.replace(seat, name=f"{item:05}") for item in range(1_025))
+    assert refused(dataclasses.replace(example(), roster=roster).canonical()).code == "context-malformed"
+
+
+def test_positions_keepers_and_sets() -> None:
+    context = example()
+    assert context.names == ("site-000", "site-001", "site-002", "site-003")
+    assert [context.position(name) for name in (*context.names, "nobody")] == [0, 1, 2, 3, None]
+    assert context.keepers == (0, 1, 2, 3)
+    assert context.set_hash((2, 1)) == context.set_hash(frozenset({1, 2})) != context.set_hash((1,))
+    other = dataclasses.replace(context, attempt=2)
+    assert other.set_hash((1, 2)) != context.set_hash((1, 2))
+
+
+def test_a_large_roster_has_a_hundred_keepers_drawn_by_its_context() -> None:
+    seat = example().roster[0]
+    roster = tuple(dataclasses.replace(seat, name=f"site-{item:03}") for item in range(300))
+    one = dataclasses.replace(example(), roster=roster)
+    other = dataclasses.replace(one, attempt=2)
+    for context in (one, other):
+        assert len(set(context.keepers)) == 100
+        assert list(context.keepers) == sorted(context.keepers)
+        assert context.keepers[0] >= 0 and context.keepers[-1] < 300
+    assert one.keepers != other.keepers
+    assert RoundContext.parse(one.canonical()).keepers == one.keepers

@@ -220,4 +220,4 @@ def _report(report: Report, case: _Case, size: Size, floor: float, theirs: float
     if theirs is not None and ratio is not None:
         how = "operations x count" if case.drops else "operations x count, no drop"
         report.add(Row(case=f"{name}: {text}", metric=how, value=theirs, unit="s", better="lower"))
-        add(f"{name} / ours", ratio, "x", "higher", PEER_TARGET if case.drops else None, against=True)
+        add(f"{name} / ours", ratio, "x", "higher", PEER_TARGET if case.drops and size.stated else None, against=True)

@@ -48,6 +48,7 @@ from wire import PROTOCOL_VERSION, RefusedError, RunPlan
 _log = logging.getLogger("fedloom.coordinator")
 
 _UNLIMITED: Final = float("inf")
+_SITE_CODES: Final = 64  # reasons of one participant's refusals that are counted apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +169,7 @@ class Hub:
         self._sequence = 0
         self._versions: list[Checkpoint] = []
         self._earlier: set[bytes] = set()
+        self._site_codes: dict[str, set[str]] = {}
         self._federation = federation
         self.machine = self._replay()
         # A participant with an open seat gets one lease's time to come back before it counts as gone.
@@ -478,9 +480,11 @@ class Hub:
             if kind == Upload.KIND:
                 with _refused():
                     upload = Upload.parse(signed.body)
+                if not machine.in_hand(upload.context):
+                    return []  # said again when its attempt was over
                 return [Find(peer, signed, upload.digest, self.update_size())]
             if kind == Refused.KIND:
-                self._count_refused(peer, signed)
+                self._count_refused(machine, peer, signed)
         except RefusedError as error:
             self.count(error, peer)
             return []
@@ -493,14 +497,21 @@ class Hub:
             self.count(error, peer)
             return []
 
-    def _count_refused(self, peer: str, signed: Signed) -> None:
+    def _count_refused(self, machine: SecureRounds, peer: str, signed: Signed) -> None:
         """A participant will not go on: who refused what is for the operator to see."""
+        member = machine.members.participant(peer)
+        if member is None:
+            raise RefusedError("participant-uncertified", f"{peer} refuses something, and isn't a certified member")
         with _refused():
-            refused = Refused.parse(signed.body)
+            refused = Refused.opened(signed, member.public_key, peer)
         setting = f" (its setting {refused.setting} decides)" if refused.setting else ""
         text = "%s refuses: %s: %s%s"
         _log.warning(text, peer, refused.code, refused.message, setting, extra=self._facts(peer))
-        self.store.count_refusal(f"site-{refused.code}", peer)
+        # The code is the peer's own choice of words: it may not fill the table of counts with them.
+        codes = self._site_codes.setdefault(peer, set())
+        code = refused.code if refused.code in codes or len(codes) < _SITE_CODES else "other"
+        codes.add(code)
+        self.store.count_refusal(f"site-{code}", peer)
 
     def _refuse(self, peer: str, task_id: str, error: RefusedError, now_s: float) -> list[Action]:
         self.count(error, peer)

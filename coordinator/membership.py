@@ -193,12 +193,16 @@ class Membership:
         new = grown.entries[self.members.count :]
         self.store.append_member_entries(new)
         self.members = grown
-        if self._root is not None and self._root_folder is not None:
-            write_members(self._root_folder / MEMBERS, grown)
         for entry in new:
             _log.info("member list: entry %d, %s %s", entry.index, entry.action, entry.name)
         if new:
             self.on_growth()
+        if self._root is not None and self._root_folder is not None:
+            try:
+                write_members(self._root_folder / MEMBERS, grown)
+            except ConfigError as error:
+                # Only a copy: the list itself is in the store, and the next start writes the copy again.
+                _log.error("%s", error.message)
 
     def _request(self, member: Member) -> MemberRequest:
         return MemberRequest(

@@ -198,6 +198,8 @@ def status(
             "signing_key": site.signing_key.public.hex(),
             "certified": certified(site, members),
             "members": sorted(members.members()),
+            "members_total": members.count,
+            "members_head": members.head.hex(),
         }
         _print({**identity, "coordinator": site.config.session_address, "data": site.config.data, "tasks": rows})
         return
@@ -206,7 +208,8 @@ def status(
     typer.echo(f"data         {site.config.data}")
     allowed = "secure sums and plain averaging" if site.config.allow_plain else "secure sums only"
     typer.echo(f"takes part   in runs with {allowed}")
-    typer.echo(f"root         {key_fingerprint(site.root)}; {len(members.members())} members certified")
+    typer.echo(f"root         {key_fingerprint(site.root)}")
+    typer.echo(f"members      {len(members.members())} in {members.count} entries; head {members.head.hex()}")
     state = "certified" if certified(site, members) else "not certified yet"
     typer.echo(f"own key      {key_fingerprint(site.signing_key.public)}; {state}")
     if not rows:

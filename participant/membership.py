@@ -43,7 +43,7 @@ class PinnedMembers:
         except SecureAggregationError as error:
             raise DataError(
                 f"the member list in this site's journal isn't that of the root in participant.toml: {error.message}",
-                "Put the right root back, or join again (fedloom participant join TOKEN --replace).",
+                "Put the right root back into the file, or join from an empty folder with a new token.",
             ) from error
         return cls(members, store.extend_members)
 

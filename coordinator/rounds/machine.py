@@ -72,7 +72,7 @@ class SynchronousRounds:
             return decision
         if current.sealed:
             decision.effects.append(self._merge_order(current))
-        else:
+        elif self.state.finished is None:
             decision.effects.append(WakeAt(at_s=max(now_s, current.closes_s)))
         return decision
 
@@ -161,7 +161,7 @@ class SynchronousRounds:
         """Time has passed: close the round whose deadline is behind us, or give it another."""
         decision = Decision()
         current = self.state.open_round()
-        if current is None or current.sealed:
+        if current is None or current.sealed or self.state.finished is not None:
             return decision
         if now_s < current.closes_s:
             decision.effects.append(WakeAt(at_s=current.closes_s))

@@ -12,10 +12,10 @@ from privacy.secure_aggregation.context import RoundContext, Seat
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.identities import COORDINATOR_NAME
 from privacy.secure_aggregation.members import MemberList
-from privacy.secure_aggregation.prekeys import offered
-from privacy.secure_aggregation.signed import Signed, signature_holds
+from privacy.secure_aggregation.prekeys import check_offered, offered
+from privacy.secure_aggregation.signed import Signed
 from privacy.secure_aggregation.statements import PrekeyBatch
-from wire import RefusedError, RunPlan
+from wire import RefusedError, RunPlan, as_refusal
 
 _CLOCKS_S: Final = 60.0  # by which a participant's clock may be ahead of ours
 _BLAMING: Final = ("parcel-unreadable", "dealer-inconsistent")  # ends of attempts that are somebody's fault
@@ -45,7 +45,7 @@ class Proposals:
         """A participant's unused prekeys.
 
         Raises:
-            RefusedError: the sender isn't a certified member, or a signature doesn't hold.
+            RefusedError: the sender isn't a certified member, a signature doesn't hold, or a key can't be used.
         """
         member = self.members.participant(name)
         if member is None:
@@ -54,15 +54,10 @@ class Proposals:
                 f"the federation's root hasn't certified {name} yet",
                 "Certify it (fedloom federation certify), then import the member list.",
             )
-        try:
+        # A prekey that a site won't take would make all of them refuse the plan that holds it.
+        with as_refusal():
             batch = PrekeyBatch.opened(signed, member.public_key, name)
-        except SecureAggregationError as error:
-            raise RefusedError(error.code, error.message, error.hint) from None
-        seats = list(offered(batch, name))
-        for seat in seats:
-            if not signature_holds(seat.prekey(self.members.federation), member.public_key):
-                raise RefusedError("signature-invalid", f"prekey {seat.index} of {name} isn't signed by it")
-        self._prekeys[name] = sorted(seats, key=lambda seat: seat.index)
+            self._prekeys[name] = check_offered(offered(batch, name), self.members.federation, member.public_key)
 
     def roster(
         self, state: RunState, current: Round | None, cohort: frozenset[str], there: frozenset[str], now_s: float

@@ -93,6 +93,7 @@ class SecureRounds(SynchronousRounds):
         context = RoundContext.parse(Plan.parse(stored[0].statement.body).context)
         self.attempt = self._make(context)
         self.attempt.replay(stored)
+        self._respent = _respent(stored)
 
     def offer(self, name: str, signed: Signed) -> None:
         """A participant's unused prekeys.
@@ -116,7 +117,7 @@ class SecureRounds(SynchronousRounds):
     def resume(self, now_s: float) -> Decision:
         """What is owed after a restart."""
         current = self.state.open_round()
-        if current is None or current.sealed:
+        if current is None or current.sealed or self.state.finished is not None:
             return super().resume(now_s)
         decision = Decision()
         if current.revealed is not None:
@@ -133,7 +134,7 @@ class SecureRounds(SynchronousRounds):
         self._available.add(name)
         current = self.state.open_round()
         self._remind(decision, name)
-        if current is None or current.sealed:
+        if current is None or current.sealed or self.state.finished is not None:
             self._advance(decision, now_s)
             return decision
         attempt = self.attempt
@@ -178,11 +179,11 @@ class SecureRounds(SynchronousRounds):
         if self.attempt is None:
             return decision
         try:
-            if kind_of(signed.body) == Refused.KIND and Refused.parse(signed.body).code == _MAY_BE_REVEALED:
-                self._respent = True
-            self._take(decision, self.attempt.receive(name, signed, now_s), now_s)
+            part = self.attempt.receive(name, signed, now_s)
         except SecureAggregationError as error:
             raise RefusedError(error.code, error.message, error.hint) from None
+        self._respent = self._respent or _respent(part.records)
+        self._take(decision, part, now_s)
         return decision
 
     def tick(self, now_s: float) -> Decision:
@@ -191,7 +192,7 @@ class SecureRounds(SynchronousRounds):
         current = self.state.open_round()
         if current is None:
             self._advance(decision, now_s)
-        elif not current.sealed:
+        elif not current.sealed and self.state.finished is None:
             if self.attempt is not None:
                 self._take(decision, self.attempt.tick(now_s), now_s)
             elif current.revealed is None:
@@ -280,6 +281,10 @@ class SecureRounds(SynchronousRounds):
         position = attempt.context.position(name)
         return attempt.awaits_upload(name) or (position is not None and attempt.digests().get(position) == digest)
 
+    def in_hand(self, context: bytes) -> bool:
+        """Whether this is the open attempt."""
+        return self.attempt is not None and self.attempt.context.hash == context
+
     def upload_bytes(self) -> int:
         """Bytes of a masked update of the open attempt; 0 without one."""
         if self.attempt is None:
@@ -342,9 +347,9 @@ class SecureRounds(SynchronousRounds):
         self.attempt = self._make(context)
         self._respent = False
         present = set(roster).intersection(self._available) - left_out(current)
-        declined = {name for name, seat in current.seats.items() if seat.outcome not in ("pending", "done", "vanished")}
         for name in sorted(present):
             self._seat(decision, current, name, self.attempt)
+        declined = {name for name, seat in current.seats.items() if seat.outcome not in ("pending", "done", "vanished")}
         self._take(decision, self.attempt.begin(present, now_s), now_s)
         for name in sorted(declined.intersection(roster)):
             if self.attempt is not None:
@@ -354,15 +359,11 @@ class SecureRounds(SynchronousRounds):
     def _seat(self, decision: Decision, current: Round, name: str, attempt: Attempt) -> None:
         """Give a participant its task, with a seat if it has none yet."""
         seat = current.seats.get(name)
-        attempt_number = attempt.context.task_attempt
-        if (
-            seat is not None
-            and seat.outcome in ("declined", "refused", "left", "revoked")
-            and (seat.attempt >= attempt_number)
-        ):
+        number = attempt.context.task_attempt
+        if seat is not None and seat.outcome in ("declined", "refused", "revoked") and seat.attempt >= number:
             return
-        if seat is None or seat.attempt < attempt_number:
-            self._record(decision, SeatOpened(round=current.number, participant=name, attempt=attempt_number))
+        if seat is None or seat.attempt < number or seat.outcome == "left":
+            self._record(decision, SeatOpened(round=current.number, participant=name, attempt=number))
         decision.effects.append(self._task(current, name))
 
     def _take(self, decision: Decision, part: AttemptDecision, now_s: float, failed: Failed | None = None) -> None:
@@ -508,6 +509,12 @@ class SecureRounds(SynchronousRounds):
             task = self._task(closed[-1], name).task_id
             decision.effects.append(SendReceipt(participant=name, task_id=task, accepted=True))
             decision.effects.append(SendStatement(participant=name, statement=self._last_line))
+
+
+def _respent(records: Iterable[Record]) -> bool:
+    """Whether a participant has said that its update may be known in a sum."""
+    said = [record.statement.body for record in records if record.sender]
+    return any(kind_of(body) == Refused.KIND and Refused.parse(body).code == _MAY_BE_REVEALED for body in said)
 
 
 _PHASES: Final = {

@@ -347,7 +347,7 @@ class Attempt:
         due = self._due(now_s, len(accepted), floor)
         if due:
             self._say(decision, Accepted(self.context.hash, positions_bytes(accepted)), now_s)
-            for item in accepted:
+            for item in sorted(accepted):
                 self._tell(decision, [item], self._book.delivery(item).signed(self._key))
             self._wake(decision)
         elif due is False:

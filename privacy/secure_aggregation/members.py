@@ -470,8 +470,8 @@ def _fork(message: str) -> SecureAggregationError:
     return SecureAggregationError(
         "members-fork",
         message,
-        "Two histories of one federation exist. Compare the lists with other sites (fedloom federation show) and with "
-        "the keeper of the root before going on.",
+        "Two histories of one federation exist. Compare the head of the list with other sites (fedloom participant "
+        "status) and with the keeper of the root (fedloom federation show) before going on.",
     )
 
 

@@ -159,6 +159,7 @@ class Liar:
         self.up: Bend = lambda peer, signed: [signed]
         self.bend_task: Callable[[str, pb.Task], None] = lambda peer, task: None
         self.deaf = False
+        self.hostile: Collection[str] = ()
         self.told: list[tuple[str, Signed]] = []
         self.heard: list[tuple[str, Signed]] = []
         self.contexts: dict[bytes, RoundContext] = {}
@@ -262,9 +263,9 @@ class Liar:
         return set(found.survivors) if found is not None else set()
 
     def failures(self) -> list[str]:
-        """Codes of the attempts that ended without a sum, over all rounds."""
-        attempts = [attempt for item in self.hub.machine.state.rounds for attempt in item.attempts]
-        return [attempt.failed.code for attempt in attempts if attempt.failed is not None]
+        """Why attempts ended without a sum, over all rounds."""
+        failed = [attempt.failed for item in self.hub.machine.state.rounds for attempt in item.attempts]
+        return [f"{item.code}: {item.message}" for item in failed if item is not None]
 
     # ---- logs -------------------------------------------------------------------------------------------------------
 
@@ -325,13 +326,14 @@ class Liar:
                 assert is_noise(self.blobs.path(item.digest).read_bytes()[: 2 * DIMENSION])
 
     def check_promises_kept(self) -> None:
-        """No site has signed two uploads, survivor sets or releases in one attempt, or given both kinds of share."""
-        for kind in (Upload, Survived, Release):
-            bodies: dict[tuple[str, bytes], set[bytes]] = {}
-            for name, signed in self.heard:
-                if (item := opened(kind, signed)) is not None:
-                    bodies.setdefault((name, item.context), set()).add(signed.body)
-            assert all(len(found) == 1 for found in bodies.values()), kind
+        """No honest site has signed two uploads, survivor sets or releases in one attempt, or given both shares."""
+        said: dict[tuple[str, str, bytes], set[bytes]] = {}
+        for name, signed in self.heard:
+            for kind in (Upload, Survived, Release):
+                if name not in self.hostile and (item := opened(kind, signed)) is not None:
+                    said.setdefault((name, kind.KIND, item.context), set()).add(signed.body)
+        for place, bodies in said.items():
+            assert len(bodies) == 1, place[:2]
         for release in self.sent(Release):
             seeds = {row[0] for row in RELEASES.read(release.seeds)}
             assert seeds.isdisjoint(row[0] for row in RELEASES.read(release.mask_keys))
@@ -399,6 +401,11 @@ def held(*kinds: type[Statement], by: Bend | None = None) -> Bend:
     return bent
 
 
+def both(one: Bend, other: Bend) -> Bend:
+    """One behind the other."""
+    return lambda peer, signed: [item for first in one(peer, signed) for item in other(peer, first)]
+
+
 def is_noise(content: bytes) -> bool:
     """Whether no byte value is much more frequent than the others, as in a masked update and in no other one."""
     counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
@@ -425,6 +432,7 @@ async def lying(
     secure: Mapping[str, Any] | None = None,
     deaf: bool = True,
     untrained: Collection[str] = (),
+    hostile: Collection[str] = (),
     bend_first: Callable[[Liar], None] = lambda liar: None,
     **rounds: Any,
 ) -> AsyncIterator[Liar]:
@@ -438,6 +446,7 @@ async def lying(
         secure: Settings of ``[secure_aggregation]``.
         deaf: Whether the coordinator goes on as if nobody had refused anything.
         untrained: Sites whose training doesn't end by itself.
+        hostile: Sites that a test bends.
         bend_first: Called before the first site connects.
         rounds: Settings of ``[rounds]``.
     """
@@ -470,7 +479,7 @@ async def lying(
             running = await stack.enter_async_context(coordinator(config, state))
             plan = await open_run(running, state, initial, metrics=("loss",))
             liar = Liar(folder, running, plan)
-            liar.log, liar.deaf = log, deaf
+            liar.log, liar.deaf, liar.hostile = log, deaf, hostile
             bend_first(liar)
             admitted = [await liar.admit(name, rules or {}) for name in names]
             for site in admitted:

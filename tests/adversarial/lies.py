@@ -129,7 +129,9 @@ PLANS: dict[str, Lie] = {
     "another round": plan("task-mismatch", round=7),
     "another training": plan("task-mismatch", task_attempt=2),
     "no context at all": Lie(lambda liar, peer, true: Plan(b"not a context"), "context-malformed"),
-    "a plan that another key signed": Lie(lambda liar, peer, true: true.signed(SigningKey(b"x" * 32)), "signature-invalid"),
+    "a plan that another key signed": Lie(
+        lambda liar, peer, true: true.signed(SigningKey(b"x" * 32)), "signature-invalid"
+    ),
     "bytes that are no statement": Lie(lambda liar, peer, true: Signed(b"\xff\xfe", bytes(64)), "statement-malformed"),
 }
 
@@ -297,9 +299,7 @@ def told_with(liar: Liar, signed: Signed, peer: str) -> list[Signed]:
     for kind, lies in LIES.items():
         if (true := opened(kind, signed)) is not None:
             made = {name: lie.make(liar, peer, true) for name, lie in lies.items()}
-            out = {
-                name: item if isinstance(item, Signed) else item.signed(liar.key) for name, item in made.items()
-            }
+            out = {name: item if isinstance(item, Signed) else item.signed(liar.key) for name, item in made.items()}
             early = [out[name] for name, lie in lies.items() if not lie.late]
             return [*early, signed, *(out[name] for name, lie in lies.items() if lie.late)]
     return [signed]

@@ -1,7 +1,7 @@
 """The adversarial behaviours of the specification of secure aggregation, one test each: a lying coordinator.
 
 The numbers are the specification's: 1 to 21, 34 and 35. Those of participants and of the network, 22 to 33, are in
-``test_secure_aggregation_peers``. Number 20 (a wrong published sum) needs an audit and stands with it.
+``test_secure_aggregation_peers``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 from secure_lies import (
     context_of,
@@ -29,9 +30,11 @@ from secure_lies import (
 from secure_world import ENCODING, SMALL, STEP_S, World
 
 from privacy.secure_aggregation import prekeys
+from privacy.secure_aggregation.audit import check_record, check_sum, verify_chain
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Failed, Unmask
 from privacy.secure_aggregation.encoding import Encoding
+from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.graph import groups
 from privacy.secure_aggregation.keys import AgreementKey, SigningKey
 from privacy.secure_aggregation.policy import SitePolicy
@@ -54,6 +57,7 @@ from privacy.secure_aggregation.statements import (
     positions_bytes,
 )
 from privacy.secure_aggregation.streams import MAIN, Stream, add_streams
+from privacy.secure_aggregation.summing import sums_hash, uploads_hash
 from privacy.transcript import decode, encode
 
 
@@ -434,6 +438,48 @@ def test_19_roster_that_differs_by_one_member() -> None:
     strict.begin(strict.context(strict.names[:5]))
     strict.settle()
     refuses(planned(strict, strict.context(attempt=2)), "roster-change", "min_roster_change")
+
+
+def test_20_a_wrong_sum_is_published() -> None:
+    world = held("freeze", 5)
+    world.deaf = False
+    world.kill("site-003")
+    world.released()
+    world.conclude()
+    world.assert_exact([name for name in world.names if name != "site-003"])
+    assert isinstance(world.outcome, Unmask) and world.attempt is not None
+    uploads = {digest: np.frombuffer(content, np.uint8) for digest, content in world.uploads.items()}
+    sums = [(main, tail) for _, main, tail in world.sums()]
+    record = encode(world.attempt.public_record())
+    digests = [world.attempt.digests()[item] for item in sorted(world.attempt.survivors())]
+    honest = dataclasses.replace(
+        world.result(), sum_hash=sums_hash(context_of(world), sums), uploads_hash=uploads_hash(digests)
+    )
+    (line,) = verify_chain([honest.signed(world.key)], world.members)
+    order = check_record(line.result, record, world.members)
+    assert order == world.outcome
+    check_sum(line.result, order, uploads.__getitem__)
+    # Any site recomputes the sum from public material; the signed line is the evidence.
+    main, tail = sums[0]
+    main[2] += 1
+    for wrong in ([(main, tail)], [(main - 1, tail + 1)]):
+        lie = dataclasses.replace(honest, sum_hash=sums_hash(context_of(world), wrong)).signed(world.key)
+        (line,) = verify_chain([lie], world.members)
+        with pytest.raises(SecureAggregationError) as caught:
+            check_sum(line.result, check_record(line.result, record, world.members), uploads.__getitem__)
+        assert caught.value.code == "sum-wrong"
+    # Nor does a record pass that would lead to another sum: with another seed, or without one of the uploads.
+    statements, acceptances, retired, seeds, mask_keys = world.attempt.public_record()
+    other = ((seeds[0][0], bytes(32)), *seeds[1:])
+    for forged, code in (
+        ((statements, acceptances, retired, other, mask_keys), "seed-wrong"),
+        ((statements, acceptances, retired, seeds, ((3, bytes(32)),)), "mask-key-wrong"),
+        ((statements, acceptances, retired, seeds[1:], mask_keys), "record-foreign"),
+        ((statements[:-1], acceptances, retired, seeds, mask_keys), "record-malformed"),
+    ):
+        with pytest.raises(SecureAggregationError) as caught:
+            check_record(honest, encode(forged), world.members)
+        assert caught.value.code == code
 
 
 def test_21_truncated_extended_or_reordered_upload() -> None:

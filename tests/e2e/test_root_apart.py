@@ -66,3 +66,4 @@ def test_on_one_machine_the_start_and_the_status_say_where_the_root_is(tmp_path:
     assert "The federation root is on this machine" in " ".join(said.split())
     assert mine["certified"]
     assert mine["members"] == ["coordinator", "site-0"]
+    assert (mine["members_total"], len(mine["members_head"])) == (2, 64)

@@ -174,7 +174,8 @@ class Site:
     def _masked(self, work: Mask) -> bytes:
         update, examples, metrics = self.world.inputs[self.name]
         encoding = work.context.encoding
-        encoder = encoding.encoder(update, examples, self.name.encode().ljust(32, b"d")) if len(update) else None
+        trains = work.context.dimension > 0
+        encoder = encoding.encoder(update, examples, self.name.encode().ljust(32, b"d")) if trains else None
         tail = encode_tail(work.context.layout, encoding.weight(examples), metrics)
         main, end = masked_upload(work.context, encoder, tail, self.masks.pop(work.context.hash), work.terms)
         content = bytes(main) + end
@@ -507,7 +508,7 @@ class World:
         for position in members:
             name = context.names[position]
             update, examples, metrics = self.inputs[name]
-            if len(update):
+            if context.dimension:
                 main += context.encoding.encode(update, examples, name.encode().ljust(32, b"d"))
             tail += encode_tail(context.layout, context.encoding.weight(examples), metrics)
         return main, tail

@@ -121,6 +121,20 @@ def test_a_roster_of_an_earlier_release_has_no_signing_keys_and_waits_for_new_to
     assert membership.pending() == []
 
 
+def test_a_copy_of_the_list_that_cannot_be_written_holds_nobody_up(
+    tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    membership = open_membership(config(), tmp_path, store)
+    told: list[int] = []
+    membership.on_growth = lambda: told.append(membership.members.count)
+    shutil.move(tmp_path / "root", tmp_path / "gone")
+    enrol(store, "north")
+    membership.settle()
+    assert names(membership) == ["coordinator", "north"]
+    assert told == [2]
+    assert "can't be written" in caplog.text
+
+
 # --- newcomers --------------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,9 @@ from wire import (
 # A deterministic failure doesn't go away by asking again; so often is often enough to see that.
 _ATTEMPTS: Final = 3
 
+# So many deadlines without a new round or attempt, and nothing will ever happen.
+_PATIENCE: Final = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Event:
@@ -251,6 +254,7 @@ class Federation:
         lease_s = config.coordinator.lease_s
         self.hub = Hub(self.store, self.plan, self.identities, lease_s=lease_s, now_s=self.clock.now_s)
         self.watch = watch
+        self._seen, self._seen_s = (0, 0), self.clock.now_s
         self.participants = {item.name: _Participant(self, item, folder / item.name) for item in institutions}
 
     def run(self) -> RunState:
@@ -275,6 +279,11 @@ class Federation:
 
     def _stuck(self) -> bool:
         current = self.hub.machine.state.open_round()
+        seen = (len(self.hub.machine.state.rounds), len(current.attempts) if current else 0)
+        if seen != self._seen:
+            self._seen, self._seen_s = seen, self.clock.now_s
+        if self.clock.now_s > self._seen_s + _PATIENCE * self.plan.rounds.deadline_s:
+            return True
         if current is None:
             return False
         failed = sum(1 for attempt in current.attempts if attempt.failed is not None)

@@ -24,7 +24,7 @@ from participant.work import Workbench
 from simulation import report
 from simulation import workers as work
 from simulation.federation import Event, Federation
-from wire import FederationConfig, RunPlan, software, validate
+from wire import ConfigError, FederationConfig, RunPlan, software, validate
 
 REPORT: Final = "report.html"
 RECORD: Final = "result.json"
@@ -65,6 +65,12 @@ def simulate(
     learning = validate(LearningConfig, config.learning(), "the configuration")
     config = config.with_learning(learning.model_dump(mode="json"))
     institutions = config.simulation.institutions
+    if len(institutions) < config.rounds.min_participants:
+        raise ConfigError(
+            f"[simulation] names {len(institutions)} institutions, but [rounds] min_participants is "
+            f"{config.rounds.min_participants}",
+            "Add institutions, or lower min_participants.",
+        )
     out.mkdir(parents=True, exist_ok=True)
     crews = [work.Crew(name=item.name, data=item.data, allow=allow) for item in institutions]
     workers = work.Workers(crews, _processes(config.simulation.workers))

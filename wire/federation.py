@@ -128,6 +128,22 @@ class FederationConfig(Frozen):
         default=SimulationSection(), description="Only for `fedloom simulate`: institutions on this machine."
     )
 
+    @model_validator(mode="after")
+    def _sums_are_possible(self) -> Self:
+        """A round that could begin with too few participants for a secure sum would wait for ever."""
+        if self.aggregation.mode == "plain":
+            return self
+        floor = self.secure_aggregation.min_cohort
+        for key in ("min_participants", "participants_per_round"):
+            count = getattr(self.rounds, key)
+            if 0 < count < floor:
+                raise ValueError(
+                    f"[rounds] {key} = {count}: a secure sum needs at least {floor} participants "
+                    f"([secure_aggregation] min_cohort). Set it to {floor} or more; or set [aggregation] mode = "
+                    '"plain", in which the coordinator sees each update'
+                )
+        return self
+
     def learning(self) -> dict[str, Any]:
         """The tables ``{model, task, training}`` as a plan carries them."""
         return {"model": self.model, "task": self.task, "training": self.training}

@@ -9,8 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
+from coordinator.actions import Action, Check, Close, Find, Merge, Send, Unmask, Wake
 from coordinator.aggregation import merge_blobs, reveal
-from coordinator.hub import Action, Check, Close, Find, Hub, Merge, Send, Unmask, Wake
+from coordinator.hub import Hub
 from coordinator.store import Store
 from privacy.secure_aggregation.errors import SecureAggregationError
 from protos import session_pb2 as pb

@@ -11,9 +11,10 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Final, Protocol
+from typing import Final
 
 from coordinator import messages
+from coordinator.actions import Action, Check, Close, Find, Merge, Published, Send, Unmask, Wake
 from coordinator.rounds import (
     AnnounceFinish,
     AnnounceVersion,
@@ -24,92 +25,23 @@ from coordinator.rounds import (
     Decision,
     Effect,
     IssueTask,
-    Line,
     Revealed,
-    RunState,
     SecureRounds,
     SendReceipt,
     SendStatement,
-    SynchronousRounds,
     WakeAt,
-    from_row,
-    to_row,
 )
-from coordinator.rounds.facts import EvaluationClosed, VersionCommitted
-from coordinator.store import Checkpoint, Store, StoredResult, StoredStatement, Transition
-from privacy.secure_aggregation.coordinator import Record
+from coordinator.run_log import Federation, RunLog
+from coordinator.store import Checkpoint, Store
 from privacy.secure_aggregation.errors import SecureAggregationError
-from privacy.secure_aggregation.keys import SigningKey
-from privacy.secure_aggregation.members import MemberList
 from privacy.secure_aggregation.statements import PrekeyBatch, Refused, Signed, Upload, kind_of
 from protos import session_pb2 as pb
 from wire import PROTOCOL_VERSION, RefusedError, RunPlan
 
-_log = logging.getLogger("fedloom.coordinator")
+_logger = logging.getLogger("fedloom.coordinator")
 
 _UNLIMITED: Final = float("inf")
 _SITE_CODES: Final = 64  # reasons of one participant's refusals that are counted apart
-
-
-@dataclasses.dataclass(frozen=True)
-class Send:
-    """Put this message on the participant's stream, if it has one."""
-
-    peer: str
-    message: pb.FromCoordinator
-
-
-@dataclasses.dataclass(frozen=True)
-class Close:
-    """End the participant's stream once what was sent before is out."""
-
-    peer: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Look whether this blob is an update of the right size without NaN or Inf, then call :meth:`Hub.checked`."""
-
-    peer: str
-    task_id: str
-    contribution: Contribution
-    metrics: dict[str, float]
-    evaluation: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Find:
-    """Look whether the masked update that this statement announces is here, then call :meth:`Hub.found`."""
-
-    peer: str
-    statement: Signed
-    digest: bytes
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Unmask:
-    """Unmask this sum, then call :meth:`Hub.unmasked`, or :meth:`Hub.implausible` where it can't be one."""
-
-    order: BeginUnmask
-
-
-@dataclasses.dataclass(frozen=True)
-class Merge:
-    """Merge these updates into that checkpoint, then call :meth:`Hub.merged`."""
-
-    order: BeginMerge
-    base: Checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class Wake:
-    """Call :meth:`Hub.tick` at this time at the latest."""
-
-    at_s: float
-
-
-Action = Send | Close | Check | Find | Unmask | Merge | Wake
 
 
 @dataclasses.dataclass
@@ -126,26 +58,6 @@ class Presence:
     done: int = 0
     total: int = 0
     members: int = 0  # entries of the member list that it has
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A line of the log of results; ``blobs`` are the round's record and then its uploads, or nothing."""
-
-    stored: StoredResult
-    blobs: tuple[bytes, ...]
-
-
-class Federation(Protocol):
-    """What the hub needs to know of the federation's members, and to sign with (``coordinator.membership``)."""
-
-    @property
-    def members(self) -> MemberList:
-        """The member list as it is now."""
-
-    @property
-    def signing_key(self) -> SigningKey:
-        """The coordinator's own."""
 
 
 class Hub:
@@ -166,12 +78,10 @@ class Hub:
         self._audited = plan.secure.audited_rounds if plan.secure is not None else 0
         self.presence: dict[str, Presence] = {}
         self._plan_bytes = plan.canonical()
-        self._sequence = 0
-        self._versions: list[Checkpoint] = []
-        self._earlier: set[bytes] = set()
         self._site_codes: dict[str, set[str]] = {}
         self._federation = federation
-        self.machine = self._replay()
+        self._log = RunLog(store, plan, federation, step_s=lease_s)
+        self.machine = self._log.replay()
         # A participant with an open seat gets one lease's time to come back before it counts as gone.
         current = self.machine.state.open_round()
         for name in current.pending() if current else ():
@@ -273,7 +183,7 @@ class Hub:
         actions: list[Action] = []
         for name in [name for name, known in self.presence.items() if known.expires_s <= now_s]:
             del self.presence[name]
-            _log.warning(
+            _logger.warning(
                 "%s said nothing for %.0f s; it is taken for gone", name, self.lease_s, extra={"participant": name}
             )
             text = f"no sign of life for {self.lease_s:.0f} s"
@@ -325,7 +235,7 @@ class Hub:
             RefusedError: "blob-unknown".
         """
         public = isinstance(self.machine, SecureRounds) and digest in self.machine.public_blobs(self._audited)
-        if not public and not any(digest == item.digest for item in self._versions):
+        if not public and not any(digest == item.digest for item in self._log.versions):
             raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
 
     def published(self) -> list[Published]:
@@ -340,8 +250,8 @@ class Hub:
 
     def blobs_in_use(self) -> set[bytes]:
         """Digests that are still needed: every version of every run, the last one's state, the open round's updates."""
-        keep = {item.digest for item in self._versions} | self._earlier
-        keep.update(self._versions[-1].state)
+        keep = {item.digest for item in self._log.versions} | self._log.earlier
+        keep.update(self._log.versions[-1].state)
         current = self.machine.state.open_round()
         if current is not None:
             keep.update(bytes.fromhex(seat.digest) for seat in current.seats.values() if seat.digest)
@@ -351,7 +261,7 @@ class Hub:
 
     def count(self, error: RefusedError, peer: str) -> None:
         """Log a refusal and add it to the counts that ``fedloom coordinator status`` shows."""
-        _log.warning("refused %s: %s: %s", peer, error.code, error.message, extra=self._facts(peer))
+        _logger.warning("refused %s: %s: %s", peer, error.code, error.message, extra=self._facts(peer))
         self.store.count_refusal(error.code, peer)
 
     def _facts(self, peer: str) -> dict[str, object]:
@@ -431,7 +341,7 @@ class Hub:
         declined = message.declined
         error = RefusedError(declined.code[:64] or "policy", declined.message[:500] or "no reason given")
         text = "%s declined task %s: %s: %s"
-        _log.warning(text, peer, declined.task_id, error.code, error.message, extra=self._facts(peer))
+        _logger.warning(text, peer, declined.task_id, error.code, error.message, extra=self._facts(peer))
         return self._carry(self.machine.rejected(peer, declined.task_id, "declined", error, now_s), now_s)
 
     def _update(self, peer: str, known: Presence, message: pb.UpdateReady, now_s: float) -> list[Action]:
@@ -506,7 +416,7 @@ class Hub:
             refused = Refused.opened(signed, member.public_key, peer)
         setting = f" (its setting {refused.setting} decides)" if refused.setting else ""
         text = "%s refuses: %s: %s%s"
-        _log.warning(text, peer, refused.code, refused.message, setting, extra=self._facts(peer))
+        _logger.warning(text, peer, refused.code, refused.message, setting, extra=self._facts(peer))
         # The code is the peer's own choice of words: it may not fill the table of counts with them.
         codes = self._site_codes.setdefault(peer, set())
         code = refused.code if refused.code in codes or len(codes) < _SITE_CODES else "other"
@@ -519,99 +429,23 @@ class Hub:
 
     # ---- log and effects --------------------------------------------------------------------------------------------
 
-    def _replay(self) -> SynchronousRounds:
-        state = RunState()
-        self._versions = self.store.checkpoints(self.plan.run_id)
-        others = [run.run_id for run in self.store.runs() if run.run_id != self.plan.run_id]
-        self._earlier = {item.digest for run_id in others for item in self.store.checkpoints(run_id)}
-        if not self._versions:
-            raise ValueError(f"run {self.plan.run_id} has no initial model in the store")
-        state.digest, state.size = self._versions[0].digest.hex(), self._versions[0].size
-        self._sequence = 0
-        for row in self.store.transitions(self.plan.run_id):
-            state.apply(from_row(row.kind, row.body))
-            self._sequence = row.sequence
-        if self.plan.secure is None:
-            return SynchronousRounds(self.plan.run_id, self.plan.rounds, state)
-        return self._replay_secure(state)
-
-    def _replay_secure(self, state: RunState) -> SecureRounds:
-        federation = self._federation
-        machine = SecureRounds(
-            self.plan, state, members=federation.members, key=federation.signing_key, step_s=self.lease_s
-        )
-        for name, (body, signature) in self.store.prekeys().items():
-            with contextlib.suppress(RefusedError):  # of a member that the root has removed since
-                machine.offer(name, Signed(body, signature))
-        current = state.open_round()
-        context = bytes.fromhex(current.attempts[-1].opened.context) if current and current.attempts else b""
-        records = [
-            Record(item.sender, Signed(item.body, item.signature), item.at_s)
-            for item in self.store.statements(self.plan.run_id, context)
-        ]
-        lines = [
-            Line(index=item.index, round=item.round, statement=Signed(item.body, item.signature))
-            for item in self.store.results()
-        ]
-        machine.restore(records, lines)
-        return machine
-
     def _carry(self, decision: Decision, now_s: float, checkpoint: Checkpoint | None = None) -> list[Action]:
-        """Store the facts, then turn the effects into actions."""
-        rows: list[Transition] = []
-        for fact in decision.facts:
-            kind, body = to_row(fact)
-            rows.append(Transition(sequence=self._sequence + len(rows) + 1, kind=kind, body=body, at_s=now_s))
-        if rows or decision.records or decision.lines:
-            try:
-                self._store_decision(rows, decision, checkpoint)
-            except Exception:
-                # The machine is ahead of the disk: fall back to what is on it. Who was present comes back by itself,
-                # since every peer's next message, or its lapsed lease, goes through the replayed machine.
-                present = self.machine.present()
-                self.machine = self._replay()
-                for name in present:
-                    self.machine.remember(name)
-                raise
-            self._sequence += len(rows)
-            if checkpoint is not None:
-                self._versions.append(checkpoint)
+        """Store what was decided, then turn the effects into actions."""
+        try:
+            self._log.append(decision, checkpoint, now_s)
+        except Exception:
+            # The machine is ahead of the disk: fall back to what is on it. Who was present comes back by itself,
+            # since every peer's next message, or its lapsed lease, goes through the replayed machine.
+            present = self.machine.present()
+            self.machine = self._log.replay()
+            for name in present:
+                self.machine.remember(name)
+            raise
         return [action for effect in decision.effects for action in self._actions(effect, now_s)]
-
-    def _store_decision(self, rows: list[Transition], decision: Decision, checkpoint: Checkpoint | None) -> None:
-        run_id = self.plan.run_id
-        self.store.append(
-            run_id,
-            rows,
-            checkpoint,
-            statements=[
-                StoredStatement(
-                    context=context,
-                    sender=record.sender,
-                    body=record.statement.body,
-                    signature=record.statement.signature,
-                    at_s=record.at_s,
-                )
-                for context, record in decision.records
-            ],
-            results=[
-                StoredResult(
-                    index=line.index,
-                    run_id=run_id,
-                    round=line.round,
-                    body=line.statement.body,
-                    signature=line.statement.signature,
-                )
-                for line in decision.lines
-            ],
-        )
-        if any(isinstance(fact, VersionCommitted | EvaluationClosed) for fact in decision.facts):
-            open_now = [context for context, _ in decision.records]
-            self.store.forget_statements(run_id, keep=open_now[-1] if open_now else b"")
 
     def _actions(self, effect: Effect, now_s: float) -> Iterable[Action]:
         if isinstance(effect, IssueTask):
-            base = self._versions[effect.base_version]
+            base = self._log.versions[effect.base_version]
             blob = pb.Blob(digest=base.digest, size=base.size)
             yield Send(effect.participant, messages.task(effect, blob, now_s))
         elif isinstance(effect, SendReceipt):
@@ -632,7 +466,7 @@ class Hub:
         elif isinstance(effect, WakeAt):
             yield Wake(effect.at_s)
         else:
-            yield Merge(effect, self._versions[effect.base_version])
+            yield Merge(effect, self._log.versions[effect.base_version])
 
     def _model(self) -> pb.Blob:
         return messages.blob(self.machine.state.digest, self.machine.state.size)

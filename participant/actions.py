@@ -102,7 +102,6 @@ class PushMasked:
     """Upload the masked update of this digest, then call :meth:`Agent.masked_pushed`."""
 
     context: bytes
-    task_id: str
     digest: bytes
     size: int
 

@@ -190,8 +190,11 @@ class Agent:
         """The masked update is on the coordinator's disk."""
         return self.secure.pushed(context)
 
-    def unmaskable(self, task_id: str, error: Exception) -> list[Action]:
-        """The masked update can't be made or handed over."""
+    def unmaskable(self, context: bytes, error: Exception) -> list[Action]:
+        """The masked update of this attempt can't be made or handed over."""
+        if not self.secure.in_hand(context):
+            return []  # the attempt ended meanwhile, and its masks are gone
+        task_id = self.task_id
         code = str(getattr(error, "code", "failed"))
         _log.error("the masked update of %s: %s: %s", task_id, code, error)
         if code in ("blob-not-expected", "blob-size", "replaced"):

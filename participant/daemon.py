@@ -90,6 +90,7 @@ class Daemon:
         self._bench = Workbench(site.name, site.config.data, frozenset(site.config.allow))
         self._outgoing: asyncio.Queue[pb.FromParticipant] = asyncio.Queue()
         self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None
+        self._pushing: dict[bytes, object] = {}  # digests of masked updates on their way, and over which connection
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancelled: dict[str, threading.Event] = {}
         self._progress = _Progress()
@@ -306,11 +307,24 @@ class Daemon:
             elif isinstance(action, MaskUpdate):
                 digest = await asyncio.to_thread(self._masking.mask, action)
                 self._perform(self._agent.masked(action.context.hash, digest))
-            elif await self._upload(action.digest):
-                self._perform(self._agent.masked_pushed(action.context))
+            else:
+                await self._push_masked(action)
         except (FedloomError, SecureAggregationError) as error:
-            task_id = action.task_id if isinstance(action, PushMasked) else self._agent.task_id
-            self._perform(self._agent.unmaskable(task_id, error))
+            context = action.context if isinstance(action, PushMasked) else action.context.hash
+            self._perform(self._agent.unmaskable(context, error))
+
+    async def _push_masked(self, action: PushMasked) -> None:
+        """Bring a masked update to the coordinator. After a reconnection several of its statements ask for it."""
+        stub, digest = self._blob_stub, action.digest
+        if self._pushing.get(digest) is stub:
+            return
+        self._pushing[digest] = stub
+        try:
+            if await self._upload(digest):
+                self._perform(self._agent.masked_pushed(action.context))
+        finally:
+            if self._pushing.get(digest) is stub:
+                del self._pushing[digest]
 
     async def _push(self, action: Push) -> None:
         try:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ class Masking:
         with self._blobs.writer(main.nbytes + len(end)) as writer:
             writer.write(main)
             writer.write(end)
-            digest = writer.commit(sync=False)  # what is lost is masked again, to the same bytes
+            digest = writer.commit(sync=False)  # lost in a power cut, the sum is made without this site
         if lost is not None:
             residuals.after(lost)
         return digest
@@ -142,11 +142,15 @@ def expand_to(path: Path, context: bytes, terms: Sequence[MaskTerm]) -> None:
     """Expand a mask into a file that exists whole or not at all."""
     main, tail = expand_mask(RoundContext.parse(context), terms)
     part = path.with_suffix(".mask-part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
+    with _private(part) as file:
         file.write(main.data.cast("B") if main.size else b"")
         file.write(tail.tobytes())
     part.rename(path)
+
+
+def _private(path: Path) -> BinaryIO:
+    """A file to write that only its owner may read."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
 class _Residuals:
@@ -180,5 +184,6 @@ class _Residuals:
     def after(self, lost: NDArray[np.float32]) -> None:
         """Remember what rounding this task's update has lost."""
         self._task.unlink(missing_ok=True)
-        lost.astype("<f4", copy=False).tofile(self._new)
+        with _private(self._new) as file:
+            file.write(lost.astype("<f4", copy=False).data.cast("B"))
         self._task.write_text(self._record.task_id, encoding="utf-8")

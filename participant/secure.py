@@ -92,6 +92,10 @@ class SecureSums:
         """The masked update is on this site's disk."""
         return self._carry(self._machine.masked(context, digest))
 
+    def in_hand(self, context: bytes) -> bool:
+        """Whether this attempt still goes on here."""
+        return self._machine.in_hand(context)
+
     def pushed(self, context: bytes) -> list[Action]:
         """The masked update is on the coordinator's disk."""
         return self._carry(self._machine.delivered(context))
@@ -118,8 +122,7 @@ class SecureSums:
         if isinstance(work, Deliver):
             self.digest = work.digest
             size = work.context.encoding.upload_bytes(work.context.dimension, work.context.layout)
-            task_id = self._task[1].task_id if self._task is not None and self._task[1] is not None else ""
-            return [PushMasked(work.context.hash, task_id, work.digest, size)]
+            return [PushMasked(work.context.hash, work.digest, size)]
         if self.digest:
             self.digest = b""
         return [DropMask(work.context)]

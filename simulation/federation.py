@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from coordinator.actions import Action as HubAction
+from coordinator.actions import Check, Close, Find, Merge, Send, Unmask, Wake
 from coordinator.aggregation import merge_blobs, reveal
-from coordinator.hub import Action as HubAction
-from coordinator.hub import Check, Close, Find, Hub, Merge, Send, Unmask, Wake
+from coordinator.hub import Hub
 from coordinator.planning import make_plan, next_run_id, run_records
 from coordinator.rounds import Round, RunState
 from coordinator.store import Invitation, Member, MemberState, Store, open_store
@@ -215,8 +216,8 @@ class _Participant:
         except Exception as error:
             if not hasattr(error, "code"):
                 raise
-            task_id = action.task_id if isinstance(action, PushMasked) else self.agent.task_id
-            return self.agent.unmaskable(task_id, error)
+            context = action.context if isinstance(action, PushMasked) else action.context.hash
+            return self.agent.unmaskable(context, error)
 
 
 class Federation:

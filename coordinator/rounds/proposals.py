@@ -9,7 +9,6 @@ from typing import Final
 from coordinator.rounds.roster import choose_roster
 from coordinator.rounds.state import Round, RunState
 from privacy.secure_aggregation.context import RoundContext, Seat
-from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.identities import COORDINATOR_NAME
 from privacy.secure_aggregation.members import MemberList
 from privacy.secure_aggregation.prekeys import check_offered, offered

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.errors import Refusal
+from privacy.secure_aggregation.graph import Group, publishable
 from privacy.secure_aggregation.hand import Hand, Unreadable
 from privacy.secure_aggregation.members import MemberList
+from privacy.secure_aggregation.policy import SitePolicy
 from privacy.secure_aggregation.sharing import Parcel, beacon_hash, read_parcel
 from privacy.secure_aggregation.statements import (
     ACCEPTANCES,
@@ -34,6 +36,20 @@ def holds(statement: Statement, signature: bytes, context: RoundContext, members
     """Whether the participant at ``position`` signed this statement."""
     member = members.participant(context.names[position])
     return member is not None and signature_holds(Signed(statement.body(), signature), member.public_key)
+
+
+def coordinator_key(members: MemberList, now_s: float) -> bytes:
+    """The signing key of the coordinator whom the root has certified.
+
+    Raises:
+        Refusal: "coordinator-uncertified" or "coordinator-expired".
+    """
+    member = members.coordinator
+    if member is None:
+        raise Refusal("coordinator-uncertified", "the federation's root has certified no coordinator")
+    if not member.valid_at(now_s):
+        raise Refusal("coordinator-expired", "the coordinator's certificate has expired")
+    return member.public_key
 
 
 def enough(count: int, context: RoundContext, what: str) -> None:
@@ -68,6 +84,37 @@ def read_acceptances(opened: Delivery, context: RoundContext, members: MemberLis
         found[position] = acceptance
     enough(len(found), context, "accepted")
     return found
+
+
+def check_group(hand: Hand, found: Iterable[Group], members: frozenset[int], policy: SitePolicy, what: str) -> None:
+    """Refuse a set that leaves too few in this site's own group; another's fate is its members' to judge.
+
+    Raises:
+        Refusal: "group-floor".
+    """
+    bucket = hand.context.group_size > 0
+    for group in found:
+        left = len(members.intersection(group.members))
+        least = max(group.floor, policy.min_group) if bucket else group.floor
+        if hand.position in members.intersection(group.members) and left < least:
+            raise Refusal(
+                "group-floor",
+                f"{what} leaves {left} participants in this site's group; its sum needs {least}",
+                policy.setting("min_group" if bucket else "min_cohort"),
+            )
+
+
+def check_published(hand: Hand, members: frozenset[int], policy: SitePolicy) -> None:
+    """Refuse survivors of whom a group below its floor would be published (A14).
+
+    Raises:
+        Refusal: "group-floor".
+    """
+    if publishable(hand.groups, members) != members:
+        raise Refusal(
+            "group-floor", "the sum of a group with too few survivors would be published", policy.setting("min_group")
+        )
+    check_group(hand, hand.groups, members, policy, "the survivor set")
 
 
 def read_parcels(opened: Delivery, hand: Hand, acceptances: Mapping[int, Acceptance]) -> dict[int, Parcel] | Unreadable:

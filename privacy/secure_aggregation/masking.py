@@ -32,7 +32,7 @@ def streams(terms: Sequence[MaskTerm], name: bytes) -> list[Term]:
 
 
 def split_mask(context: RoundContext, mask: NDArray[np.uint8]) -> tuple[RingVector, NDArray[np.uint64]]:
-    """A mask buffer's main vector and tail, as views."""
+    """A mask buffer's main vector, as a view, and its tail, as a view where it is aligned and else as a copy."""
     end = context.dimension * context.encoding.ring_bits // 8
     main: RingVector = mask[:end].view(context.encoding.dtype)
     return main, mask[end:].view(np.dtype("<u8")) if end % 8 == 0 else mask[end:].copy().view("<u8")

@@ -12,12 +12,15 @@ Attacks that the checks here answer stand beside them: A1 to A15 as in ``docs/se
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from privacy.secure_aggregation.checks import (
     check_evidence,
+    check_group,
+    check_published,
     check_quorum,
+    coordinator_key,
     enough,
     read_acceptances,
     read_parcels,
@@ -25,7 +28,7 @@ from privacy.secure_aggregation.checks import (
 )
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.errors import Refusal, SecureAggregationError
-from privacy.secure_aggregation.graph import Group, groups, publishable
+from privacy.secure_aggregation.graph import groups
 from privacy.secure_aggregation.hand import Hand, Unreadable, differences, planned, recall
 from privacy.secure_aggregation.history import History
 from privacy.secure_aggregation.keys import Random, Secret, SigningKey
@@ -136,7 +139,7 @@ class Participant(Secret):
         """The coordinator proposes an attempt at the task in hand."""
         bound = NO_CONTEXT
         try:
-            opened = Plan.opened(signed, self._coordinator(now_s), "the coordinator")
+            opened = Plan.opened(signed, coordinator_key(self.members, now_s), "the coordinator")
             context = RoundContext.parse(opened.context)
             bound = context.hash
             if self._hand is not None and self._hand.context.hash == bound:
@@ -152,7 +155,7 @@ class Participant(Secret):
             kind = kind_of(signed.body)
             if kind not in _READS:
                 raise Refusal("statement-unknown", f"a statement of kind {kind[:32]!r} isn't one a participant answers")
-            opened = _READS[kind].opened(signed, self._coordinator(now_s), "the coordinator")
+            opened = _READS[kind].opened(signed, coordinator_key(self.members, now_s), "the coordinator")
             bound = opened.context
             hand = self._hand
             if hand is None or hand.context.hash != bound:
@@ -215,6 +218,10 @@ class Participant(Secret):
         if hand is None or hand.context.hash != context or hand.digest is None:
             return Step()
         return Step(answers=[hand.upload().signed(self._key)])
+
+    def in_hand(self, context: bytes) -> bool:
+        """Whether this is the attempt in hand; work for another one may stop where it is."""
+        return self._hand is not None and self._hand.context.hash == context
 
     # ---- plan -------------------------------------------------------------------------------------------------------
 
@@ -303,7 +310,7 @@ class Participant(Secret):
             hand.doubted = parcels
             return Step(answers=[Doubt(hand.context.hash, parcels.dealer).signed(self._key)])
         found = groups(hand.context, {item: acceptance.beacon for item, acceptance in acceptances.items()})
-        self._check_group(hand, found, frozenset(acceptances), "the accepted set")
+        check_group(hand, found, frozenset(acceptances), self._policy, "the accepted set")
         self._history.reuse(hand.context, acceptances.values())
         hand.take(signed.body, acceptances, found, parcels)
         step.changes.append(Note("delivered", hand.context.hash, signed.body))
@@ -345,7 +352,7 @@ class Participant(Secret):
         if hand.position not in members and hand.is_for(self._trained):
             raise Refusal("freeze-without-me", "the frozen set leaves this site out although it was ready")
         enough(len(members), hand.context, "are left")
-        self._check_group(hand, hand.groups, members, "the frozen set")
+        check_group(hand, hand.groups, members, self._policy, "the frozen set")
         hand.frozen = members
         step.changes.append(Note("frozen", hand.context.hash, opened.members))
         if hand.position in members:
@@ -354,18 +361,6 @@ class Participant(Secret):
             self._drop_secrets(step, hand)
             step.work.append(Discard(hand.context.hash))
         return step
-
-    def _check_group(self, hand: Hand, found: Sequence[Group], members: frozenset[int], what: str) -> None:
-        """My own group must stay large enough; another's fate is its members' to judge."""
-        for group in found:
-            left = len(members.intersection(group.members))
-            least = max(group.floor, self._policy.min_group) if hand.context.group_size else group.floor
-            if hand.position in members.intersection(group.members) and left < least:
-                raise Refusal(
-                    "group-floor",
-                    f"{what} leaves {left} participants in this site's group; its sum needs {least}",
-                    self._policy.setting("min_group" if hand.context.group_size else "min_cohort"),
-                )
 
     def _mask_when_possible(self, step: Step, hand: Hand) -> None:
         if hand.frozen is None or not hand.masks or not hand.expanded or hand.masking:
@@ -395,13 +390,7 @@ class Participant(Secret):
         if uploads.get(hand.position, hand.digest) != hand.digest:
             raise Refusal("upload-foreign", "the upload in this site's name isn't the one that it made")
         members = frozenset(uploads)
-        if publishable(hand.groups, members) != members:
-            raise Refusal(
-                "group-floor",
-                "the sum of a group with too few survivors would be published",
-                self._policy.setting("min_group"),
-            )
-        self._check_group(hand, hand.groups, members, "the survivor set")
+        check_published(hand, members, self._policy)
         least = max(self._policy.min_roster_change, context.roster_change)
         self._history.check_sets(context, hand.sets(members), least, self._policy.setting("min_roster_change"))
         survived = hand.survived_by(members).signed(self._key)
@@ -455,14 +444,6 @@ class Participant(Secret):
         step.changes.append(Forget(hand.context.hash, "secrets"))
 
     # ---- refusals ---------------------------------------------------------------------------------------------------
-
-    def _coordinator(self, now_s: float) -> bytes:
-        member = self.members.coordinator
-        if member is None:
-            raise Refusal("coordinator-uncertified", "the federation's root has certified no coordinator")
-        if not member.valid_at(now_s):
-            raise Refusal("coordinator-expired", "the coordinator's certificate has expired")
-        return member.public_key
 
     def _refuse(self, error: SecureAggregationError, context: bytes) -> Step:
         setting = error.setting if isinstance(error, Refusal) else ""

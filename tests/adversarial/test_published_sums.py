@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.actions import Published
 from coordinator.auditing import verify_log
-from coordinator.hub import Published
 from coordinator.serving import BLOBS, DATABASE
 from participant.auditing import audit
 from privacy.secure_aggregation.statements import Result, Signed, positions_bytes

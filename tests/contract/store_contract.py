@@ -17,7 +17,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.store import Checkpoint, Invitation, Member, MemberState, Run, Store, Transition
+from coordinator.store import (
+    Checkpoint,
+    Invitation,
+    Member,
+    MemberState,
+    Run,
+    Store,
+    StoredResult,
+    StoredStatement,
+    Transition,
+)
 from privacy.secure_aggregation.identities import Role
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import FederationRoot, MemberEntry
@@ -50,6 +60,16 @@ def a_member_list(*names: str) -> list[MemberEntry]:
     for name in names:
         chain = chain.extend([root.add(chain, Role.PARTICIPANT, name, SigningKey(name[:1].encode() * 32).public)])
     return list(chain.entries)
+
+
+def a_statement(number: int, context: bytes = HASH, sender: str = "north") -> StoredStatement:
+    body = b"statement %d \0\xff" % number
+    return StoredStatement(context=context, sender=sender, body=body, signature=bytes([number]) * 64, at_s=number / 8)
+
+
+def a_result(index: int, run_id: str = "run-1") -> StoredResult:
+    body = b"result %d" % index
+    return StoredResult(index=index, run_id=run_id, round=index + 1, body=body, signature=bytes([index]) * 64)
 
 
 def an_invitation(name: str = "north", secret_hash: bytes = HASH, expires_s: float = 100.0) -> Invitation:
@@ -317,6 +337,78 @@ class StoreContract(abc.ABC):
                 store.append_member_entries(wrong)
         assert store.member_entries() == entries[:2]
 
+    # ---- secure sums ------------------------------------------------------------------------------------------------
+
+    def test_statements_come_back_by_attempt_in_the_order_in_which_they_were_stored(self, store: Store) -> None:
+        store.create_run(a_run(), a_checkpoint(0))
+        assert store.statements("run-1", HASH) == []
+        first = [a_statement(1, sender=""), a_statement(2), a_statement(3, OTHER)]
+        store.append("run-1", [a_transition(1)], statements=first)
+        store.append("run-1", [], statements=[a_statement(4), a_statement(2)])
+        assert store.statements("run-1", HASH) == [*first[:2], a_statement(4), a_statement(2)]
+        assert store.statements("run-1", OTHER) == [a_statement(3, OTHER)]
+        assert store.statements("other", HASH) == []
+        assert [item.sequence for item in store.transitions("run-1")] == [1]
+
+    def test_forgetting_keeps_the_statements_of_one_attempt_and_of_other_runs(self, store: Store) -> None:
+        for run_id in ("run-1", "run-2"):
+            store.create_run(a_run(run_id), a_checkpoint(0, run_id))
+            store.append(run_id, [], statements=[a_statement(1), a_statement(2, OTHER)])
+        store.forget_statements("run-1", OTHER)
+        assert store.statements("run-1", HASH) == []
+        assert store.statements("run-1", OTHER) == [a_statement(2, OTHER)]
+        store.forget_statements("run-1", b"")
+        assert store.statements("run-1", OTHER) == []
+        assert store.statements("run-2", HASH) == [a_statement(1)]
+
+    def test_what_is_appended_together_is_stored_together_or_not_at_all(self, store: Store) -> None:
+        store.create_run(a_run(), a_checkpoint(0))
+        several = {"statements": [a_statement(1)], "results": [a_result(0)]}
+        for transitions, checkpoint, changes in (
+            ([a_transition(2)], None, {}),
+            ([a_transition(1)], a_checkpoint(2), {}),
+            ([a_transition(1)], a_checkpoint(1), {"results": [a_result(1)]}),
+            ([a_transition(1)], a_checkpoint(1), {"results": [a_result(0), a_result(0)]}),
+        ):
+            with pytest.raises(ValueError, match="continues"):
+                store.append("run-1", transitions, checkpoint, **{**several, **changes})
+            assert list(store.transitions("run-1")) == []
+            assert [item.version for item in store.checkpoints("run-1")] == [0]
+            assert (store.statements("run-1", HASH), store.results()) == ([], [])
+        store.append("run-1", [a_transition(1)], a_checkpoint(1), **several)
+        assert (store.statements("run-1", HASH), store.results()) == ([a_statement(1)], [a_result(0)])
+
+    def test_nothing_and_a_checkpoint_without_a_transition_are_refused(self, store: Store) -> None:
+        store.create_run(a_run(), a_checkpoint(0))
+        with pytest.raises(ValueError, match="nothing to append"):
+            store.append("run-1", [])
+        with pytest.raises(ValueError, match="nothing to append"):
+            store.append("run-1", [], a_checkpoint(1), statements=[a_statement(1)])
+        with pytest.raises(ValueError, match="no run other"):
+            store.append("other", [], statements=[a_statement(1)])
+        assert store.statements("run-1", HASH) == []
+
+    def test_the_log_of_results_goes_on_over_all_runs_without_a_gap(self, store: Store) -> None:
+        for run_id in ("run-1", "run-2"):
+            store.create_run(a_run(run_id), a_checkpoint(0, run_id))
+        assert store.results() == []
+        with pytest.raises(ValueError, match="continues at 0, not at 1"):
+            store.append("run-1", [], results=[a_result(1)])
+        store.append("run-1", [], results=[a_result(0), a_result(1)])
+        store.append("run-2", [], results=[a_result(2, "run-2")])
+        with pytest.raises(ValueError, match="continues at 3, not at 2"):
+            store.append("run-1", [], results=[a_result(2)])
+        assert store.results() == [a_result(0), a_result(1), a_result(2, "run-2")]
+        assert store.results(after=2) == [a_result(2, "run-2")]
+        assert store.results(after=3) == []
+
+    def test_a_participants_prekeys_replace_its_earlier_ones(self, store: Store) -> None:
+        assert store.prekeys() == {}
+        store.put_prekeys("north", b"first", b"s" * 64)
+        store.put_prekeys("south", b"\0\xff", b"t" * 64)
+        store.put_prekeys("north", b"second", b"u" * 64)
+        assert store.prekeys() == {"north": (b"second", b"u" * 64), "south": (b"\0\xff", b"t" * 64)}
+
     # ---- refusals ---------------------------------------------------------------------------------------------------
 
     def test_refusals_are_counted_by_code_and_peer(self, store: Store) -> None:
@@ -332,11 +424,16 @@ class StoreContract(abc.ABC):
         first.append("run-1", [a_transition(1)], a_checkpoint(1, state=(OTHER,)))
         first.invite(an_invitation())
         first.append_member_entries(a_member_list("a", "b"))
+        first.append("run-1", [], statements=[a_statement(1)], results=[a_result(0)])
+        first.put_prekeys("north", b"batch", HASH * 2)
         first.close()
         first.close()
         second = self.open(location)
         assert second.runs() == [a_run()]
         assert second.member_entries() == a_member_list("a", "b")
+        assert second.statements("run-1", HASH) == [a_statement(1)]
+        assert second.results() == [a_result(0)]
+        assert second.prekeys() == {"north": (b"batch", HASH * 2)}
         assert list(second.transitions("run-1")) == [a_transition(1)]
         assert second.checkpoints("run-1") == [a_checkpoint(0), a_checkpoint(1, state=(OTHER,))]
         assert second.invitation("north", HASH) == an_invitation()

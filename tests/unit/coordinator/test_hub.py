@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from federated import Federation
 
-from coordinator.hub import Check, Close, Hub, Merge, Send, Wake
+from coordinator.actions import Check, Close, Merge, Send, Wake
+from coordinator.hub import Hub
 from coordinator.planning import run_records
 from coordinator.store import Checkpoint, Store, Transition, open_store
 from privacy.secure_aggregation.identities import ORIGIN

@@ -22,6 +22,9 @@ from privacy.secure_aggregation.checks import (
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.errors import Refusal
 from privacy.secure_aggregation.hand import Hand, Unreadable
+from privacy.secure_aggregation.members import Role
+from privacy.secure_aggregation.memory import Step
+from privacy.secure_aggregation.policy import SitePolicy
 from privacy.secure_aggregation.sharing import seed_commitment
 from privacy.secure_aggregation.statements import (
     ACCEPTANCES,
@@ -32,11 +35,17 @@ from privacy.secure_aggregation.statements import (
     Acceptance,
     Delivery,
     Evidence,
+    Freeze,
+    Plan,
     Quorum,
+    Refused,
+    Signed,
     Survived,
     Survivors,
     Upload,
+    UploadReceipt,
     kind_of,
+    positions_bytes,
 )
 
 RETIRED = ((2, (b"1" * 32,)),)
@@ -300,3 +309,107 @@ def test_commitments_in_the_acceptances_are_to_fresh_seeds() -> None:
     assert seed is not None
     assert accepts()[0].commitment == seed_commitment(context().hash, 0, seed)
     assert isinstance(accepts()[0].acceptance(), Acceptance)
+
+
+# ---- time and place --------------------------------------------------------------------------------------------------
+
+
+def stopped(kind: str, count: int = 4) -> tuple[World, dict[str, Signed]]:
+    """A world that stops before the coordinator's statements of this kind; each participant's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prekeys, "STOCK", 3)
+        patch.setattr(prekeys, "LOW", 1)
+        found = World(count, dimension=3)
+    found.hold = {kind}
+    found.run()
+    found.deaf = True
+    return found, dict(found.held)
+
+
+@pytest.mark.parametrize("kind", ["delivery", "freeze", "survivors", "quorum"])
+def test_nothing_is_answered_after_the_attempts_end_but_news_of_it(kind: str) -> None:
+    found, told = stopped(kind)
+    assert found.attempt is not None
+    found.now = found.attempt.context.expires_s + 0.5
+    step = found.hear("site-000", told["site-000"])
+    assert step.refusal is not None and step.refusal.code == "expired"
+    assert (step.changes, step.work) == ([], [])
+    assert found.whisper("site-000", Refused(found.attempt.context.hash, "stopped", "", "")).refusal is None
+    assert found.sites["site-000"].machine._hand is None
+
+
+def test_the_last_moment_is_not_over() -> None:
+    found, told = stopped("survivors")
+    assert found.attempt is not None
+    found.now = float(found.attempt.context.expires_s)
+    assert found.hear("site-000", told["site-000"]).refusal is None
+
+
+def test_a_coordinator_that_the_root_has_not_certified_is_told_so() -> None:
+    found, told = stopped("delivery")
+    machine = found.sites["site-000"].machine
+    members = found.members
+    machine.members = members.extend([found.root.remove(members, "coordinator")])
+    assert_code(machine.receive(told["site-000"], found.now), "coordinator-uncertified")
+    until = int(found.now) + 5
+    entry = found.root.add(machine.members, Role.COORDINATOR, "coordinator", found.key.public, valid_until=until)
+    machine.members = machine.members.extend([entry])
+    assert machine.receive(told["site-000"], found.now).refusal is None
+    assert_code(machine.receive(told["site-000"], found.now + 5), "coordinator-expired")
+
+
+def assert_code(step: Step, code: str) -> None:
+    assert step.refusal is not None and step.refusal.code == code
+
+
+def test_a_roster_or_an_accepted_set_without_this_site_is_refused() -> None:
+    found, told = stopped("delivery", 5)
+    others = found.context(found.names[1:], attempt=2, roster_change=1)
+    found.sites["site-000"].machine._policy = SitePolicy(min_roster_change=1)
+    assert_code(found.whisper("site-000", Plan(others.canonical())), "roster-without-me")
+    delivery = Delivery.parse(told["site-000"].body)
+    without = dataclasses.replace(
+        delivery,
+        acceptances=ACCEPTANCES.write(ACCEPTANCES.read(delivery.acceptances)[1:]),
+        parcels=PARCELS.write(PARCELS.read(delivery.parcels)[1:]),
+    )
+    assert_code(found.whisper("site-000", without), "not-accepted")
+
+
+def test_a_receipt_for_another_upload_is_refused() -> None:
+    found, _ = stopped("survivors")
+    hand = found.sites["site-000"].machine._hand
+    assert hand is not None and hand.digest is not None
+    h = hand.context.hash
+    for receipt in (UploadReceipt(h, 0, bytes(32)), UploadReceipt(h, 1, hand.digest)):
+        assert_code(found.whisper("site-000", receipt), "receipt-foreign")
+    before = found.sites["site-000"].store.kinds().count("receipt")
+    assert found.whisper("site-000", UploadReceipt(h, 0, hand.digest)).changes == []
+    assert before == 1
+
+
+def test_a_survivor_set_with_another_upload_in_this_sites_name_is_refused() -> None:
+    found, told = stopped("survivors")
+    site = found.sites["site-000"]
+    opened = Survivors.parse(told["site-000"].body)
+    rows = UPLOADS.read(opened.uploads)
+    context = site.machine._hand.context if site.machine._hand else None
+    assert context is not None
+    # Signed with this site's own key, as if it had made two: it knows that it hasn't.
+    sets = (context.set_hash(range(4)), context.set_hash(range(4)))
+    upload = Upload(context.hash, 0, *sets, bytes(32)).signed(site.key)
+    other = [(rows[0][0], bytes(32), upload.signature), *rows[1:]]
+    assert_code(found.whisper("site-000", dataclasses.replace(opened, uploads=UPLOADS.write(other))), "upload-foreign")
+
+
+def test_a_frozen_set_may_leave_out_only_who_is_not_ready() -> None:
+    found, _ = stopped("freeze", 5)
+    assert found.attempt is not None
+    h = found.attempt.context.hash
+    assert_code(found.whisper("site-000", Freeze(h, positions_bytes([1, 2, 3, 4]))), "freeze-without-me")
+    assert_code(found.whisper("site-000", Freeze(h, positions_bytes([0, 1, 2, 3, 9]))), "freeze-foreign")
+    found.sites["site-004"].machine._trained = None
+    step = found.whisper("site-004", Freeze(h, positions_bytes([0, 1, 2, 3])))
+    assert step.refusal is None
+    assert [type(item).__name__ for item in step.work] == ["Discard"]
+    assert "secrets" not in found.sites["site-004"].store.kinds(h)

@@ -24,7 +24,7 @@ _TARGET: Final = 1 << 22
 """Its default quantization range."""
 _CLIP: Final = 8.0
 # The first arrays of a process are slower by a factor of up to three, where their memory comes fresh from a hypervisor.
-_WARM: Final = 3
+_WARM: Final = 5
 
 
 def name() -> str | None:

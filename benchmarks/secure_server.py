@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from privacy.secure_aggregation.streams import MAIN
 from privacy.secure_aggregation.summing import unmask_group
 from privacy.secure_aggregation.tail import encode_tail
 from wire import BlobStore
+
+Better = Literal["higher", "lower"]
 
 PEER_TARGET: Final = 20.0
 PROCESSES_TARGET: Final = 1.8
@@ -103,6 +105,30 @@ def unmasking(report: Report, size: Size, ring_bits: Sequence[int], floor: float
                 _report(report, case, size, floor, theirs)
 
 
+def scaling(report: Report, participants: int, drops: int, dimension: int, trials: int) -> None:
+    """The same sum in one process and in two, by slices of coordinates, in turn."""
+    for bits in (32, 16):
+        context = round_context(dimension, bits, dummy_seats(participants))
+        upload = context.encoding.upload_bytes(context.dimension, context.layout)
+        with room((participants + 1) * upload, memory=False) as folder:
+            if folder is None:
+                continue
+            blobs = BlobStore(folder)
+            case = _Case(context, blobs, _write_noise(blobs, participants - drops - 1, upload), drops)
+            case.measure(trials, whole=False)
+        text = f"unmasking by slices, {participants} x {dimension / 1e6:g} M, {drops} late drops, {bits}-bit ring"
+        figures: list[tuple[str, float, str, float | None]] = [
+            ("one process", case.one_s, "s", None),
+            ("two processes", case.two_s, "s", None),
+            ("one process / two", case.one_s / case.two_s, "x", PROCESSES_TARGET),
+            ("by processor time, half of it each", 2 * case.one_cpu_s / case.two_cpu_s, "x", None),
+            ("first start of the processes", case.start_s, "s", None),
+        ]
+        for metric, value, unit, target in figures:
+            better: Better = "higher" if unit == "x" else "lower"
+            report.add(Row(case=text, metric=metric, value=value, unit=unit, better=better, target=target))
+
+
 def _write_noise(blobs: BlobStore, count: int, size: int) -> list[bytes]:
     """Files that no two are alike, under names that are no digests of theirs."""
     block = np.random.default_rng(4).bytes(size)
@@ -144,8 +170,8 @@ class _Case:
         """Of the uploads."""
         return [self.blobs.path(digest) for digest in self.group.digests]
 
-    def measure(self, trials: int) -> None:
-        """Time one process, two, and all of it, several times in turn."""
+    def measure(self, trials: int, *, whole: bool = True) -> None:
+        """Time one process, two, and, with ``whole``, all that is done, several times in turn."""
         size = self.context.encoding.upload_bytes(self.context.dimension, self.context.layout)
         self.blobs.path(self._last).write_bytes(bytes(size))
         terms = streams(self.group.terms, MAIN)
@@ -168,7 +194,8 @@ class _Case:
             self.two_cpu_s = min(self.two_cpu_s, tree_cpu_s() - cpu)
             if main.any():
                 raise AssertionError("two processes found another sum")
-            self._reveal()
+            if whole:
+                self._reveal()
         self.start_s -= self.two_s
 
     def _reveal(self) -> None:
@@ -191,7 +218,7 @@ def _report(report: Report, case: _Case, size: Size, floor: float, theirs: float
     ratio = None if theirs is None else theirs / case.whole_s
 
     def add(
-        metric: str, value: float, unit: str, better: str, target: float | None = None, against: bool = False
+        metric: str, value: float, unit: str, better: Better, target: float | None = None, against: bool = False
     ) -> None:
         report.add(
             Row(
@@ -199,7 +226,7 @@ def _report(report: Report, case: _Case, size: Size, floor: float, theirs: float
                 metric=metric,
                 value=value,
                 unit=unit,
-                better="higher" if better == "higher" else "lower",
+                better=better,
                 target=target,
                 peer=name if against else None,
                 ratio=ratio if against else None,
@@ -210,13 +237,8 @@ def _report(report: Report, case: _Case, size: Size, floor: float, theirs: float
     add("uploads to mean update", case.whole_s, "s", "lower", stated, against=True)
     add("the same, processor time", case.whole_cpu_s, "s", "lower")
     add(f"of the AES floor of {cores} cores", keystream / floor / cores / case.whole_s, "", "higher")
-    add("adding and unmasking, one process", case.one_s, "s", "lower")
-    add("adding and unmasking, two processes", case.two_s, "s", "lower")
-    target = PROCESSES_TARGET if case.drops else None  # without a drop there is more to read than to compute
-    add("one process / two", case.one_s / case.two_s, "x", "higher", target)
-    add("the same by processor time (two do half each)", 2 * case.one_cpu_s / case.two_cpu_s, "x", "higher")
-    if case.drops and bits == 32:
-        add("first start of the processes", case.start_s, "s", "lower")
+    add("adding and unmasking alone, one process", case.one_s, "s", "lower")
+    add("adding and unmasking alone, two processes", case.two_s, "s", "lower")
     if theirs is not None and ratio is not None:
         how = "operations x count" if case.drops else "operations x count, no drop"
         report.add(Row(case=f"{name}: {text}", metric=how, value=theirs, unit="s", better="lower"))

@@ -207,14 +207,16 @@ class Hub:
         return 4 * self.plan.initial.dimension
 
     def may_upload(self, peer: str, digest: bytes, size: int) -> None:
-        """Whether this peer may store a blob of this size now.
+        """Whether this peer may store a blob of this size now, or say again that it has.
 
         Raises:
             RefusedError: "blob-not-expected" or "blob-size".
         """
         current = self.machine.state.open_round()
         if isinstance(self.machine, SecureRounds):
-            expected = self.machine.uploads_wanted(peer, digest)
+            if self.machine.has_upload(digest):
+                return  # after a reconnection; nothing is transferred
+            expected = self.machine.uploads_wanted(peer)
         else:
             expected = current is not None and current.purpose == "train" and peer in current.pending()
         if not expected:

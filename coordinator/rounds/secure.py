@@ -273,13 +273,13 @@ class SecureRounds(SynchronousRounds):
         shown = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nobody; its deadline decides"
         return f"Round {current.number}, secure sum, {_PHASES.get(self.attempt.phase, self.attempt.phase)}: {shown}."
 
-    def uploads_wanted(self, name: str, digest: bytes) -> bool:
-        """Whether a masked update of this participant may come now: the one that is here already, at any time again."""
-        attempt = self.attempt
-        if attempt is None:
-            return False
-        position = attempt.context.position(name)
-        return attempt.awaits_upload(name) or (position is not None and attempt.digests().get(position) == digest)
+    def uploads_wanted(self, name: str) -> bool:
+        """Whether a masked update of this participant may come now."""
+        return self.attempt is not None and self.attempt.awaits_upload(name)
+
+    def has_upload(self, digest: bytes) -> bool:
+        """Whether this is a masked update of the open attempt, or of the last sum: it may be brought again."""
+        return digest in self.uploads_held() or any(digest.hex() in item.uploads for item in self.revealed(1))
 
     def in_hand(self, context: bytes) -> bool:
         """Whether this is the open attempt."""

@@ -296,6 +296,16 @@ class ParticipantStore:
                 if change.body:
                     erased = erased.where(table.c.body == change.body)
                 connection.execute(erased)
+        if any(isinstance(change, Forget) for change in changes):
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Bring the write-ahead log into the database and empty it: what was erased still stood in it."""
+        connection = self._engine.raw_connection()
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
 
     def notes(self) -> list[Note]:
         """The notes of secure sums, oldest first."""

@@ -25,9 +25,10 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 _PR_SET_PDEATHSIG = 1
 _NOTES = ("planned", "delivered", "frozen", "masked", "survived", "released")
@@ -88,8 +89,6 @@ def watch_participant(fuse: Fuse) -> None:
 
 
 def _planned_round(body: bytes) -> int:
-    from typing import cast
-
     from privacy.secure_aggregation.context import RoundContext
     from privacy.transcript import decode
 
@@ -154,8 +153,6 @@ def _start(order: dict[str, Any]) -> int:
     try:
         code = _child(order)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         sys.stderr.flush()
     os._exit(code)

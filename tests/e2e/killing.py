@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -98,13 +100,9 @@ class Life:
         return status
 
     def send_signal(self, number: int) -> None:
-        import os
-
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        import signal
-
         self.send_signal(signal.SIGKILL)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,65 +66,121 @@ def outcomes(status: dict[str, Any], number: int) -> dict[str, str]:
 
 
 STEPS = ("planned", "delivered", "frozen", "masked", "survived", "released")
+ALL_STEPS = ("task", "planned", "delivered", "trained", "frozen", "masked", "survived", "released")
+RECORDS = ("plan", "accepted", "freeze", "survivors", "quorum", "SumRevealed")
 
 
-def run_through(federation: Fragile, who: str) -> None:
-    """Start all, and ``who`` again whenever it has killed itself, until the run is over."""
+def deaths_of(steps: Sequence[str], moment: str = "after") -> list[str]:
+    """One in each round, from the first."""
+    return [f"{step}-{number}-{moment}" for number, step in enumerate(steps, 1)]
+
+
+def run_through(federation: Fragile, *fragile: str) -> None:
+    """Start all, and these again whenever they have killed themselves, until the run is over."""
     federation.start()
-    federation.until(lambda: not federation.revive(who) and federation.finished(), "the run ends", 200.0)
+    federation.until(
+        lambda: not any(federation.revive(name) for name in fragile) and federation.finished(), "the run ends", 250.0
+    )
+    assert federation.died() == {death for name in fragile for death in federation.deaths[name]}
+    federation.check_logs()
+
+
+def check_nothing_lost(federation: Fragile, stages: Stages, rounds: int) -> None:
+    """Every update is in its round's sum, and the model is the simulation's."""
+    status = federation.status()
+    assert status["version"] == rounds
+    for number in range(1, rounds + 1):
+        assert outcomes(status, number) == dict.fromkeys(SITES, "merged")
+    assert status["refusals"] == {}
+    assert status["model"]["digest"] == stages.simulated(federation, rounds)
 
 
 def test_a_participant_killed_at_each_step_and_started_again_loses_nothing(tmp_path: Path, stages: Stages) -> None:
     with stages.make(tmp_path, rounds=len(STEPS)) as federation:
-        federation.deaths[VICTIM] = [f"{step}-{number}-after" for number, step in enumerate(STEPS, 1)]
+        federation.deaths[VICTIM] = deaths_of(STEPS)
         run_through(federation, VICTIM)
-        assert federation.died() == set(federation.deaths[VICTIM])
-        status = federation.status()
-        assert status["version"] == len(STEPS)
-        for number in range(1, len(STEPS) + 1):
-            assert outcomes(status, number) == dict.fromkeys(SITES, "merged")
-        federation.check_logs()
-        assert status["model"]["digest"] == stages.simulated(federation, len(STEPS))
+        check_nothing_lost(federation, stages, len(STEPS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_participant_killed_on_either_side_of_all_steps_loses_nothing(
+    tmp_path: Path, stages: Stages, moment: str
+) -> None:
+    with stages.make(tmp_path, rounds=len(ALL_STEPS)) as federation:
+        federation.deaths[VICTIM] = deaths_of(ALL_STEPS, moment)
+        run_through(federation, VICTIM)
+        check_nothing_lost(federation, stages, len(ALL_STEPS))
+
+
+def stay_away(federation: Fragile, steps: Sequence[str], moment: str) -> None:
+    """Each round is over before the victim, dead in it, is started again."""
+    federation.deaths[VICTIM] = deaths_of(steps, moment)
+    federation.start()
+    for number, death in enumerate(federation.deaths[VICTIM], 1):
+        federation.until(lambda number=number: federation.status()["version"] >= number, f"round {number} ends")
+        assert death in federation.died()
+        assert federation.revive(VICTIM)
+    federation.until(federation.finished, "the run ends")
+    status = federation.status()
+    assert status["version"] == len(steps)
+    for number, step in enumerate(steps, 1):
+        found = outcomes(status, number)
+        # Whoever dies behind its upload is in the sum all the same. Without it, the others are just enough.
+        if step in ("survived", "released"):
+            assert found.pop(VICTIM) == "merged"
+            assert sorted(found.values())[1:] == ["merged", "merged"]
+        else:
+            assert found.pop(VICTIM) in ("late", "vanished")
+            assert found == dict.fromkeys(OTHERS, "merged")
+    federation.check_logs()
 
 
 def test_a_participant_that_stays_away_after_any_step_costs_the_round_its_update_at_most(
     tmp_path: Path, stages: Stages
 ) -> None:
-    with stages.make(tmp_path, rounds=len(STEPS), lease_s=2.0) as federation:
-        federation.deaths[VICTIM] = [f"{step}-{number}-after" for number, step in enumerate(STEPS, 1)]
-        federation.start()
-        for number, step in enumerate(STEPS, 1):
-            federation.until(lambda number=number: federation.status()["version"] >= number, f"round {number} ends")
-            assert f"{step}-{number}-after" in federation.died()
-            assert federation.revive(VICTIM)
-        federation.until(federation.finished, "the run ends")
-        status = federation.status()
-        assert status["version"] == len(STEPS)
-        for number, step in enumerate(STEPS, 1):
-            found = outcomes(status, number)
-            # Whoever dies behind its upload is in the sum all the same.
-            assert found.pop(VICTIM) in (("merged",) if step in ("survived", "released") else ("late", "vanished"))
-            assert found == dict.fromkeys(OTHERS, "merged")
-        federation.check_logs()
+    with stages.make(tmp_path, rounds=len(STEPS), lease_s=3.0) as federation:
+        stay_away(federation, STEPS, "after")
+        last = len(STEPS)
         verified = federation.lines("coordinator", "verify-log", "--config", str(federation.config))[0]
-        assert [item["round"] for item in verified["recomputed"]] == [len(STEPS), len(STEPS) + 1]
-        assert verified["lines"] == len(STEPS) + 1
-        audited = federation.lines("participant", "audit", str(len(STEPS)), "--home", str(federation.home(VICTIM)))[0]
-        assert (audited["mine"], sorted(audited["participants"])) == (True, sorted(SITES))
+        assert verified["lines"] == last + 1
+        assert {last, last + 1} <= {item["round"] for item in verified["recomputed"]}
+        audited = federation.lines("participant", "audit", str(last), "--home", str(federation.home(VICTIM)))[0]
+        assert (audited["mine"], audited["round"]) == (True, last)
+        assert audited["model"] == federation.status()["model"]["digest"]
+
+
+@pytest.mark.slow
+def test_a_participant_that_stays_away_just_before_any_step_costs_the_round_its_update_at_most(
+    tmp_path: Path, stages: Stages
+) -> None:
+    with stages.make(tmp_path, rounds=len(ALL_STEPS), lease_s=3.0) as federation:
+        stay_away(federation, ALL_STEPS, "before")
 
 
 def test_a_coordinator_killed_at_each_record_goes_on_from_its_log(tmp_path: Path, stages: Stages) -> None:
-    records = ("plan", "accepted", "freeze", "survivors", "quorum", "SumRevealed")
-    with stages.make(tmp_path, rounds=len(records)) as federation:
-        federation.deaths["coordinator"] = [f"{kind}-{number}-after" for number, kind in enumerate(records, 1)]
-        federation.deaths["coordinator"].append(f"VersionCommitted-{len(records)}-after")
+    with stages.make(tmp_path, rounds=len(RECORDS)) as federation:
+        federation.deaths["coordinator"] = [*deaths_of(RECORDS), f"VersionCommitted-{len(RECORDS)}-after"]
         run_through(federation, "coordinator")
-        assert federation.died() == set(federation.deaths["coordinator"])
-        status = federation.status()
-        for number in range(1, len(records) + 1):
-            assert outcomes(status, number) == dict.fromkeys(SITES, "merged")
-        federation.check_logs()
-        assert status["model"]["digest"] == stages.simulated(federation, len(records))
+        check_nothing_lost(federation, stages, len(RECORDS))
+
+
+@pytest.mark.slow
+def test_a_coordinator_killed_just_before_each_record_goes_on_from_its_log(tmp_path: Path, stages: Stages) -> None:
+    records = (*RECORDS, "VersionCommitted", "AttemptOpened")
+    with stages.make(tmp_path, rounds=len(records)) as federation:
+        federation.deaths["coordinator"] = deaths_of(records, "before")
+        run_through(federation, "coordinator")
+        check_nothing_lost(federation, stages, len(records))
+
+
+@pytest.mark.slow
+def test_a_coordinator_and_a_participant_killed_in_the_same_rounds_lose_nothing(tmp_path: Path, stages: Stages) -> None:
+    with stages.make(tmp_path, rounds=len(STEPS)) as federation:
+        federation.deaths[VICTIM] = deaths_of(STEPS)
+        federation.deaths["coordinator"] = deaths_of(("accepted", "freeze", "survivors", "freeze", "quorum", "plan"))
+        run_through(federation, VICTIM, "coordinator")
+        check_nothing_lost(federation, stages, len(STEPS))
 
 
 def test_what_was_changed_on_disk_is_named_and_so_is_a_round_that_never_was(tmp_path: Path, stages: Stages) -> None:

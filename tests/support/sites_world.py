@@ -119,7 +119,8 @@ class Site:
                 self.world.to_hub(self.name, action.message)
             elif isinstance(action, Prepare):
                 manifest = bytes.fromhex(action.plan.initial.manifest_hash)
-                self._later(lambda: self.agent.prepared(Prepared(manifest_hash=manifest, examples=EXAMPLES)))
+                prepared = Prepared(manifest_hash=manifest, examples=EXAMPLES)
+                self._later(lambda prepared=prepared: self.agent.prepared(prepared))
             elif isinstance(action, Fetch):
                 self._later(lambda job=action.job: self.agent.fetched(job))
             elif isinstance(action, Work):
@@ -149,9 +150,7 @@ class Site:
         self.trained.append(job.task_id)
         content = trained_update(self.name, job, self.world.plan.initial.dimension).astype("<f4").tobytes()
         digest = put(self.blobs, content)
-        outcome = Outcome(
-            digest=digest, size=len(content), examples=EXAMPLES, metrics={"loss": 1.0}, evaluation=scores
-        )
+        outcome = Outcome(digest=digest, size=len(content), examples=EXAMPLES, metrics={"loss": 1.0}, evaluation=scores)
         return self.agent.worked(job, outcome)
 
     def _sum(self, action: ExpandMask | MaskUpdate | PushMasked) -> list[AgentAction]:
@@ -198,8 +197,9 @@ class SitesWorld:
         self.store.create_run(*run_records(self.plan, 0.0))
         self.blobs = BlobStore(folder / "coordinator-blobs")
         self.now = 1_000_000.0
-        self.queue: list[tuple[Site | None, int, Callable[[], None]]] = []
+        self.queue: list[tuple[Site | None, int, bool, Callable[[], None]]] = []
         self.slow: set[str] = set()
+        self.lost: set[str] = set()  # kinds of statements that never arrive
         self.hub = Hub(self.store, self.plan, self.federation, lease_s=LEASE_S, now_s=self.now)
         self.actions: list[HubAction] = []
         self.wakes: list[float] = []
@@ -208,18 +208,25 @@ class SitesWorld:
 
     # ---- network and time -------------------------------------------------------------------------------------------
 
-    def later(self, what: Callable[[], None], site: Site | None = None) -> None:
-        self.queue.append((site, site.life if site is not None else 0, what))
+    def later(self, what: Callable[[], None], site: Site | None = None, *, wire: bool = False) -> None:
+        """Work of this site, or of the coordinator; or a message between the two, which is lost with either."""
+        self.queue.append((site, site.life if site is not None else 0, wire or site is None, what))
 
     def settle(self) -> None:
         while self.queue:
-            site, life, what = self.queue.pop(0)
+            site, life, _, what = self.queue.pop(0)
             if site is None or site.life == life:
                 what()
 
     def to_hub(self, name: str, message: pb.FromParticipant) -> None:
+        if message.WhichOneof("body") == "statement" and kind_of(message.statement.body) in self.lost:
+            return
         data = message.SerializeToString()
-        self.later(lambda: self.perform(self.hub.receive(name, pb.FromParticipant.FromString(data), self.now)))
+        self.later(
+            lambda: self.perform(self.hub.receive(name, pb.FromParticipant.FromString(data), self.now)),
+            self.sites[name],
+            wire=True,
+        )
 
     def connect(self, *names: str) -> None:
         for name in names or self.names:
@@ -232,7 +239,7 @@ class SitesWorld:
         self.store.close()
         self.store = open_store(self.folder / "coordinator.sqlite")
         self.hub = Hub(self.store, self.plan, self.federation, lease_s=LEASE_S, now_s=self.now)
-        self.queue = [item for item in self.queue if item[0] is not None]
+        self.queue = [item for item in self.queue if not item[2]]
         self.perform(self.hub.start(self.now))
         for name in self.names:
             site = self.sites[name]
@@ -263,7 +270,7 @@ class SitesWorld:
             elif isinstance(action, Close):
                 self.hub.disconnected(action.peer, self.now)
             elif isinstance(action, Find):
-                self.later(lambda action=action: self._find(action))
+                self._find(action)
             elif isinstance(action, Unmask):
                 self.later(lambda action=action: self._unmask(action))
             elif isinstance(action, Merge):
@@ -276,8 +283,7 @@ class SitesWorld:
     def _to_site(self, name: str, message: pb.FromCoordinator) -> None:
         site = self.sites[name]
         data = message.SerializeToString()
-        # A message for an earlier connection is lost with it.
-        self.later(lambda: site.perform(site.agent.received(pb.FromCoordinator.FromString(data))), site)
+        self.later(lambda: site.perform(site.agent.received(pb.FromCoordinator.FromString(data))), site, wire=True)
 
     def _find(self, find: Find) -> None:
         missing = RefusedError("update-missing", f"{find.peer} announced a masked update that isn't here")

@@ -23,6 +23,8 @@ TINY = Sizes(
     drops=1,
     trials=1,
     peer_operations=1,
+    scaling_dimension=1_000,
+    scaling_trials=1,
     cohorts=((1_000, 16), (70, 32)),
     repeats=1,
 )
@@ -31,7 +33,7 @@ TINY = Sizes(
 TARGETS = [
     ("100 streams x 10 M, 32-bit", "of raw AES", 0.8),
     ("100 streams x 10 M, 16-bit", "of raw AES", 0.8),
-    ("10 late drops, 32-bit", "one process / two", 1.8),
+    ("unmasking by slices", "one process / two", 1.8),
     ("participant after training, 10 M, 32-bit", "error feedback", 60.0),
     ("participant after training, 10 M, 16-bit", "error feedback", 60.0),
     ("upload, 32 bits", "bytes to those of float32", 1.0),

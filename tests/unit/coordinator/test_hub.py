@@ -311,7 +311,7 @@ class _FullDisk:
 
 def test_when_the_log_cannot_be_written_the_hub_falls_back_to_what_is_written(bench: Bench) -> None:
     disk = _FullDisk(bench.store)
-    bench.hub.store = disk  # type: ignore[assignment]
+    bench.hub = Hub(disk, bench.plan, bench.federation, lease_s=LEASE_S, now_s=0.0)  # type: ignore[arg-type]
     bench.ready("a")
     disk.full = True
     with pytest.raises(ResourceError):

@@ -71,6 +71,8 @@ async def test_a_new_run_is_numbered_and_starts_from_a_new_model(tmp_path: Path)
         ({"rounds": {"count": 3}}, "rounds"),
         ({"aggregation": {"learning_rate": 0.5}}, "aggregation"),
         ({"training": {"local_steps": 3}}, "training"),
+        ({"aggregation": {"mode": "plain"}}, "aggregation"),
+        ({"secure_aggregation": {"wire_bits": 20}}, "secure_aggregation"),
     ],
 )
 async def test_a_changed_configuration_does_not_change_a_run(
@@ -137,3 +139,24 @@ def test_runs_are_numbered_within_a_federation() -> None:
     latest = Run(run_id="a-b-9", plan=b"", plan_hash=b"", created_s=0.0)
     assert next_run_id("a-b", None) == "a-b-1"
     assert next_run_id("a-b", latest) == "a-b-10"
+
+
+def test_a_plan_has_the_section_on_secure_sums_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = initial(tmp_path / "initial.safetensors")
+    config = settings(tmp_path, secure_aggregation={"wire_bits": 24})
+    secure = make_plan(config, "stage-1", path, ("loss", "accuracy"))
+    assert secure.secure == config.secure_aggregation
+    assert secure.metrics == ("accuracy", "loss")
+    plain_config = settings(tmp_path, aggregation={"mode": "plain"})
+    plain = make_plan(plain_config, "stage-1", path, ())
+    assert plain.secure is None
+    # With plain averaging the section says nothing, so it may change.
+    changed = settings(tmp_path, aggregation={"mode": "plain"}, secure_aggregation={"wire_bits": 24})
+    assert same_run(changed, plain) == []
+
+
+def test_values_that_cannot_be_summed_are_refused_before_the_run(tmp_path: Path) -> None:
+    path = initial(tmp_path / "initial.safetensors")
+    config = settings(tmp_path, secure_aggregation={"value_bits": 14}, rounds={"min_participants": 5, "min_updates": 3})
+    with pytest.raises(ConfigError, match=r"\[secure_aggregation\] the sum of 5 values of 14 bits"):
+        make_plan(config, "stage-1", path, ())

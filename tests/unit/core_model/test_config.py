@@ -68,3 +68,42 @@ def test_epochs_become_steps(examples, steps):
 @given(st.integers(1, 10**6), st.integers(0, 10**6))
 def test_steps_are_what_was_asked_for(steps, examples):
     assert TrainingConfig(local_steps=steps).steps(examples) == steps
+
+
+# --- metrics of secure sums -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "metrics"),
+    [
+        (
+            {"model": {"classes": 10}, "task": {"kind": "classification"}},
+            ("accuracy", "evaluation/accuracy", "evaluation/loss", "loss"),
+        ),
+        (
+            {"model": {"kind": "custom", "factory": "a:b"}, "task": {"kind": "custom", "loss": "a:c"}},
+            ("accuracy", "evaluation/accuracy", "evaluation/loss", "loss"),
+        ),
+        ({"task": {"metrics": ["loss", "evaluation/f1", "loss"]}}, ("evaluation/f1", "loss")),
+        ({"task": {"metrics": []}}, ()),
+    ],
+)
+def test_the_metrics_that_a_secure_sum_tells_follow_from_the_task_or_are_named(table, metrics):
+    assert LearningConfig.model_validate(table).metrics() == metrics
+
+
+def test_retrieval_tells_its_losses_and_recalls():
+    metrics = LearningConfig().metrics()
+    assert {"loss", "evaluation/loss", "evaluation/missing_r_at_1", "evaluation/unseen_r_at_10"} <= set(metrics)
+    assert list(metrics) == sorted(set(metrics))
+
+
+@pytest.mark.parametrize("name", ["", "a b", "evaluation/", "other/loss", "x" * 41, "\x1b[31m"])
+def test_a_metrics_name_that_could_not_be_shown_is_refused(name):
+    with pytest.raises(pydantic.ValidationError, match="metrics"):
+        TaskConfig(metrics=(name,))
+
+
+def test_named_metrics_read_back():
+    config = LearningConfig.model_validate({"task": {"metrics": ["loss"]}})
+    assert LearningConfig.model_validate(config.model_dump(mode="json")) == config

@@ -273,6 +273,29 @@ def test_a_task_before_the_plan_is_prepared_is_ignored(site: Site) -> None:
     assert site.agent.received(task()) == []
 
 
+# --- plain averaging is a site's own choice ---------------------------------------------------------------------------
+
+
+def test_a_site_that_does_not_allow_plain_averaging_leaves_and_names_the_setting(tmp_path: Path) -> None:
+    store = ParticipantStore(tmp_path / "journal.sqlite")
+    agent = Agent(
+        "a",
+        store,
+        PinnedMembers.load(store, "bench", ROOT.public),
+        key=SigningKey(b"a" * 32),
+        rules=SiteRules(),
+        software="test",
+    )
+    agent.connected()
+    (stop,) = agent.received(welcome(plan()))
+    assert isinstance(stop, Stop)
+    assert stop.error.code == "policy"
+    assert "plain averaging" in stop.error.message
+    assert "allow_plain = true" in stop.error.hint
+    assert "participant.toml" in stop.error.hint
+    store.close()
+
+
 # --- the member list --------------------------------------------------------------------------------------------------
 
 

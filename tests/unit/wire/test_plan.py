@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from wire import AggregationSpec, InitialModel, RefusedError, RoundsSpec, RunPlan
+from wire import AggregationSpec, ConfigError, InitialModel, RefusedError, RoundsSpec, RunPlan, SecureSpec
 from wire.plan import MAX_PLAN_BYTES
 
 
@@ -160,3 +160,91 @@ def test_the_initial_model_must_fit_its_file() -> None:
 def test_plans_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         make().run_id = "other"  # type: ignore[misc]
+
+
+# --- secure sums ------------------------------------------------------------------------------------------------------
+
+
+def secure(**changes: Any) -> RunPlan:
+    return make(aggregation={}, secure=changes)
+
+
+def test_sums_are_secure_unless_a_plan_says_otherwise() -> None:
+    assert AggregationSpec().mode == "secure"
+    plan = secure()
+    assert plan.secure == SecureSpec()
+    again = RunPlan.parse(plan.canonical())
+    assert (again, again.hash) == (plan, plan.hash)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"aggregation": {}, "secure": None}, {"aggregation": {"mode": "plain"}, "secure": {}}],
+)
+def test_mode_and_section_belong_together(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="doesn't fit the section on secure sums"):
+        make(**changes)
+
+
+def test_a_plan_says_which_aggregation_it_wants() -> None:
+    table = json.loads(make().canonical())
+    del table["secure"]
+    with pytest.raises(RefusedError, match="secure"):
+        RunPlan.parse(json.dumps(table).encode())
+
+
+@pytest.mark.parametrize("changes", [{"wire_bits": 20}, {"clip_norm": 9.0}, {"min_cohort": 4}, {"audited_rounds": 3}])
+def test_every_setting_of_secure_sums_changes_the_hash(changes: dict[str, Any]) -> None:
+    assert secure(**changes).hash != secure().hash
+
+
+@pytest.mark.parametrize("metrics", [("b", "a"), ("a", "a"), ("",), ("x" * 65,), tuple(f"m{n:02}" for n in range(65))])
+def test_metrics_are_distinct_sorted_and_few(metrics: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match="metric"):
+        make(metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"wire_bits": 12}, "wire_bits"),
+        ({"value_bits": 31}, "value_bits"),
+        ({"clip_norm": 0}, "clip_norm"),
+        ({"clip_norm": float("inf")}, "clip_norm"),
+        ({"clip_value": -1.0}, "clip_value"),
+        ({"weight_cap": 0}, "weight_cap"),
+        ({"weight_cap": (1 << 20) + 1}, "weight_cap"),
+        ({"min_cohort": 2}, "min_cohort"),
+        ({"corrupt_percent": 34}, "corrupt_percent"),
+        ({"min_roster_change": 0}, "min_roster_change"),
+        ({"audited_rounds": 0}, "audited_rounds"),
+        ({"bits": 16}, "bits"),
+    ],
+)
+def test_a_setting_out_of_range_names_itself(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValidationError, match=key):
+        SecureSpec.model_validate(changes)
+
+
+@pytest.mark.parametrize("wire_bits", [16, 20, 24, 32])
+@pytest.mark.parametrize("participants", [3, 4, 5, 100, 1_024])
+def test_left_to_itself_an_encoding_takes_all_the_bits_that_a_sum_of_so_many_leaves(
+    wire_bits: int, participants: int
+) -> None:
+    encoding = SecureSpec.model_validate({"wire_bits": wire_bits}).encoding(participants)
+    assert (encoding.wire_bits, encoding.ring_bits) == (wire_bits, 16 if wire_bits == 16 else 32)
+    assert encoding.value_bits == min(30, wire_bits - (participants - 1).bit_length())
+    assert (encoding.clip_norm, encoding.clip_value, encoding.weight_cap) == (
+        SecureSpec().clip_norm,
+        SecureSpec().clip_value,
+        SecureSpec().weight_cap,
+    )
+
+
+def test_value_bits_that_are_set_are_taken_and_too_many_name_the_section_and_the_way_out() -> None:
+    spec = SecureSpec(wire_bits=16, value_bits=14)
+    assert spec.encoding(4).value_bits == 14
+    with pytest.raises(ConfigError, match=r"\[secure_aggregation\] the sum of 5 values of 14 bits") as failure:
+        spec.encoding(5)
+    for way in ("value_bits to at most 13", "at most 4 participants", "wire_bits"):
+        assert way in failure.value.hint

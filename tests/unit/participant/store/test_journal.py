@@ -19,6 +19,7 @@ from participant.store.journal import MIGRATIONS
 from privacy.secure_aggregation.identities import Role
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import FederationRoot, MemberEntry
+from privacy.secure_aggregation.memory import Forget, Note
 from wire import ConfigError
 from wire.database import open_sqlite
 
@@ -353,6 +354,65 @@ def test_the_pinned_list_only_grows_and_survives(tmp_path: Path) -> None:
     store.extend_members(entries[:1])
     assert store.pinned_members() == entries[:1]
     store.close()
+
+
+# --- notes of secure sums ---------------------------------------------------------------------------------------------
+
+
+def a_note(kind: str, context: int = 1, body: bytes = b"body") -> Note:
+    return Note(kind, bytes([context]) * 32 if context else b"", body)
+
+
+def test_notes_come_back_in_order_and_are_erased_by_context_kind_and_body(journal: ParticipantStore) -> None:
+    first = [
+        a_note("prekey", 0, b"1"),
+        a_note("planned"),
+        a_note("secrets"),
+        a_note("prekey", 0, b"2"),
+        a_note("planned", 2),
+    ]
+    journal.change_notes(first)
+    assert journal.notes() == first
+    journal.change_notes([Forget(b"", "prekey", b"1"), a_note("masked")])
+    assert journal.notes() == [*first[1:], a_note("masked")]
+    journal.change_notes([Forget(first[1].context, "secrets")])
+    assert [note.kind for note in journal.notes()] == ["planned", "prekey", "planned", "masked"]
+    journal.change_notes([Forget(first[1].context)])
+    assert journal.notes() == [a_note("prekey", 0, b"2"), a_note("planned", 2)]
+    journal.change_notes([])
+    journal.change_notes([Forget(b"c" * 32), Forget(b"", "prekey-last")])
+    assert len(journal.notes()) == 2
+
+
+def test_changes_happen_together_and_in_their_order(journal: ParticipantStore) -> None:
+    journal.change_notes([a_note("prekey-last", 0, b"5")])
+    journal.change_notes([Forget(b"", "prekey-last"), a_note("prekey-last", 0, b"9")])
+    assert journal.notes() == [a_note("prekey-last", 0, b"9")]
+    broken = Note("planned", b"c" * 32, None)  # type: ignore[arg-type]
+    with pytest.raises(sa.exc.IntegrityError):
+        journal.change_notes([Forget(b"", "prekey-last"), a_note("secrets"), broken])
+    assert journal.notes() == [a_note("prekey-last", 0, b"9")]
+
+
+def test_notes_survive_and_what_was_erased_is_in_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = ParticipantStore(path)
+    secret = b"a secret that must not stay"
+    journal.change_notes([a_note("secrets", 1, secret), a_note("planned", 2, b"kept")])
+    journal.close()
+    again = ParticipantStore(path)
+    assert again.notes() == [a_note("secrets", 1, secret), a_note("planned", 2, b"kept")]
+    again.change_notes([a_note("secrets", 3, secret), a_note("planned", 3)])
+    again.change_notes([Forget(bytes([1]) * 32), Forget(bytes([3]) * 32, "secrets")])
+    # Not even while the journal is open, in the database's write-ahead log.
+    for file in tmp_path.iterdir():
+        assert secret not in file.read_bytes(), file.name
+    again.close()
+
+
+def test_what_a_note_holds_stands_in_no_repr() -> None:
+    assert "body" not in repr(a_note("secrets"))
+    assert "body" not in repr(Forget(b"c" * 32, "secrets", b"body"))
 
 
 # ---- schema ---------------------------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ FULL: Final = Sizes(
     drops=10,
     trials=4,
     peer_operations=30,
-    scaling_dimension=2_000_000,
-    scaling_trials=15,
+    scaling_dimension=5_000_000,
+    scaling_trials=8,
     cohorts=((1_000_000, 16), (1_000_000, 32), (10_000_000, 16), (10_000_000, 32)),
     repeats=5,
 )

@@ -35,9 +35,12 @@ class Outbox:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[pb.FromCoordinator | None] = asyncio.Queue()
+        self._ended = False
 
     def put(self, message: pb.FromCoordinator) -> bool:
-        """Append a message; False if the peer doesn't keep up."""
+        """Append a message, unless the stream is to end; False if the peer doesn't keep up."""
+        if self._ended:
+            return True
         if self._queue.qsize() >= _OUTBOX:
             return False
         self._queue.put_nowait(message)
@@ -45,6 +48,7 @@ class Outbox:
 
     def end(self) -> None:
         """End the stream behind what was put."""
+        self._ended = True
         self._queue.put_nowait(None)
 
     async def get(self) -> pb.FromCoordinator | None:

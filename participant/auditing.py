@@ -22,6 +22,7 @@ from protos import blobs_pb2_grpc, session_pb2, session_pb2_grpc
 from wire import BlobStore, RefusedError, client_credentials, connect, download, error_from
 
 _TIMEOUT_S = 60.0
+_TASKS = 10_000  # of the journal that the log is compared with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Audited:
 
 
 async def audit(site: Site, store: ParticipantStore, round_number: int, run_id: str = "") -> Audited:
-    """Verify the coordinator's log and recompute one round of it.
+    """Verify the coordinator's log, compare it with what this site was given, and recompute one round of it.
 
     Args:
         site: This site.
@@ -72,6 +73,7 @@ async def audit(site: Site, store: ParticipantStore, round_number: int, run_id: 
         index = _find(lines, round_number, run_id)
         try:
             chain = verify_chain([Signed(item.statement.body, item.statement.signature) for item in lines], members)
+            _check_models(lines, chain, store)
             with tempfile.TemporaryDirectory(prefix="fedloom-audit-") as temporary:
                 blobs = BlobStore(Path(temporary))
                 fetch = blobs_pb2_grpc.BlobsStub(channel)
@@ -92,6 +94,25 @@ async def audit(site: Site, store: ParticipantStore, round_number: int, run_id: 
         sum_hash=result.sum_hash.hex(),
         model=result.model.hex(),
     )
+
+
+def _check_models(lines: list[session_pb2.LogLine], chain: list[Line], store: ParticipantStore) -> None:
+    """Compare the log with the models that this site has trained from: one rewritten as a whole would name others."""
+    versions: dict[str, int] = {}
+    made: dict[tuple[str, int], Line] = {}
+    for line, item in zip(lines, chain, strict=True):
+        if any(item.result.model):  # zeros where a round only scored
+            versions[line.run_id] = versions.get(line.run_id, 0) + 1
+            made[line.run_id, versions[line.run_id]] = item
+    for task in store.history(_TASKS):
+        known = made.get((task.run_id, task.base_version))
+        if known is not None and known.result.model != task.base_digest:
+            raise SecureAggregationError(
+                "log-fork",
+                f"line {known.result.index} of the log names another version {task.base_version} of {task.run_id} than "
+                f"this site was given in round {task.round}",
+                "The coordinator rewrote its log, or gave this site a model of its own. Keep this site's journal.",
+            )
 
 
 def _find(lines: list[session_pb2.LogLine], round_number: int, run_id: str) -> int:

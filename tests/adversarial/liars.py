@@ -42,7 +42,6 @@ from privacy.secure_aggregation.statements import (
     Statement,
     Survived,
     Upload,
-    kind_of,
 )
 from protos import control_pb2, control_pb2_grpc
 from protos import session_pb2 as pb
@@ -199,7 +198,7 @@ class Liar:
             await self._receive(peer, pb.FromParticipant(statement=statement))
 
     def _bent_said(self, peer: str, signed: Signed, now_s: float) -> list[Any]:
-        if self.deaf and kind_of(signed.body) == Refused.KIND:
+        if self.deaf and opened(Refused, signed) is not None:
             return []
         return self._said(peer, signed, now_s)
 
@@ -334,7 +333,7 @@ class Liar:
                     said.setdefault((name, kind.KIND, item.context), set()).add(signed.body)
         for place, bodies in said.items():
             assert len(bodies) == 1, place[:2]
-        for release in self.sent(Release):
+        for release in [item for name in self.sites if name not in self.hostile for item in self.sent(Release, name)]:
             seeds = {row[0] for row in RELEASES.read(release.seeds)}
             assert seeds.isdisjoint(row[0] for row in RELEASES.read(release.mask_keys))
 
@@ -370,8 +369,11 @@ class Liar:
 
 
 def opened(kind: type[S], signed: Signed) -> S | None:
-    """The statement if it is of this kind."""
-    return kind.parse(signed.body) if _kind(signed) == kind.KIND else None
+    """The statement if it is one of this kind."""
+    try:
+        return kind.parse(signed.body)
+    except ValueError:
+        return None
 
 
 def bend(liar: Liar, kind: type[S], change: Callable[[str, S], S | None]) -> Bend:
@@ -391,10 +393,9 @@ def bend(liar: Liar, kind: type[S], change: Callable[[str, S], S | None]) -> Ben
 
 def held(*kinds: type[Statement], by: Bend | None = None) -> Bend:
     """Statements of these kinds don't go through; others as ``by`` says."""
-    names = {kind.KIND for kind in kinds}
 
     def bent(peer: str, signed: Signed) -> Sequence[Signed]:
-        if _kind(signed) in names:
+        if any(opened(kind, signed) is not None for kind in kinds):
             return []
         return by(peer, signed) if by is not None else [signed]
 
@@ -413,13 +414,6 @@ def is_noise(content: bytes) -> bool:
     assert mean > 100
     # Ten standard deviations: by chance once in 10^20.
     return bool(np.abs(counts - mean).max() < 10 * mean**0.5)
-
-
-def _kind(signed: Signed) -> str:
-    try:
-        return kind_of(signed.body)
-    except ValueError:
-        return ""
 
 
 @contextlib.asynccontextmanager

@@ -310,6 +310,22 @@ async def test_statements_that_come_in_the_wrong_order_wait_for_their_turn(tmp_p
         assert liar.store.refusals() == {}
 
 
+@pytest.mark.xfail(strict=True, reason="a site that has trained takes a freeze that came too early for it for a lie")
+async def test_a_site_that_was_away_at_the_freeze_keeps_shares_although_it_has_trained_since(tmp_path: Path) -> None:
+    """Nobody lies here: the victim comes back with its update when the others have uploaded theirs."""
+    async with lying(tmp_path, untrained=[VICTIM]) as liar:
+        liar.down = held(Quorum)
+        await liar.until(lambda: bool(liar.sent(Accept, VICTIM)), "the victim has accepted")
+        liar.forsake(VICTIM)
+        await liar.until(lambda: len(liar.sent(Survived)) == 3, "the others have signed the survivors")
+        site = liar.sites[VICTIM]
+        site.work.gate.set()
+        await liar.until(lambda: bool(site.store.undelivered()), "the victim has trained")
+        site.daemon._reconnect("a test says so")
+        await liar.until(lambda: bool(liar.sent(Survived, VICTIM) or liar.sent(Refused, VICTIM)), "the victim answers")
+        assert liar.store.refusals() == {}
+
+
 # ---- what was dropped stays hidden ----------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from coordinator.auditing import verify_log
 from coordinator.serving import BLOBS, DATABASE
 from participant.auditing import audit
 from privacy.secure_aggregation.statements import Result, Signed, positions_bytes
+from privacy.secure_aggregation.summing import line_hash
 from tests.adversarial.liars import SITES, Liar, lying, opened
 from wire import RefusedError
 
@@ -73,6 +74,14 @@ def _renumbered(liar: Liar, lines: Log) -> Log:
     return [resigned(liar, line, index=index) for index, line in enumerate(kept)]
 
 
+def _rewritten(liar: Liar, lines: Log) -> Log:
+    """Another model in the first line, and the whole chain behind it made anew."""
+    found = [resigned(liar, lines[0], model=b"m" * 32)]
+    for line in lines[1:]:
+        found.append(resigned(liar, line, previous=line_hash(found[-1].stored.body)))
+    return found
+
+
 TAMPERED: dict[str, tuple[Callable[[Liar, Log], Log], str]] = {
     "line removed": (lambda liar, lines: lines[1:], "log-gap"),
     "line removed, the rest renumbered": (_renumbered, "log-fork"),
@@ -87,6 +96,7 @@ TAMPERED: dict[str, tuple[Callable[[Liar, Log], Log], str]] = {
         lambda liar, lines: [lines[0], resigned(liar, lines[1], previous=bytes(32)), lines[2]],
         "log-fork",
     ),
+    "log rewritten as a whole": (_rewritten, "log-fork"),
     "another round's material": (
         lambda liar, lines: [*lines[:2], dataclasses.replace(lines[2], blobs=lines[1].blobs)],
         "record-foreign",

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from participant.rules import SiteRules
 from participant.site import CONFIG, IDENTITY, Site, SiteConfig
 from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.policy import SitePolicy
 from wire import ConfigError, DataError, FederationCA, RefusedError, Role, make_csr
 
 
@@ -60,6 +62,44 @@ def test_a_control_character_in_the_data_source_is_refused(site: Site, tmp_path:
     config = site.config.model_copy(update={"data": "a\nb = 1"})
     with pytest.raises(ConfigError, match="control character"):
         Site(tmp_path / "other", config, site.credentials, site.signing_key).save()
+
+
+def test_plain_averaging_is_refused_unless_the_site_says_otherwise(site: Site) -> None:
+    assert site.rules == SiteRules(allow_plain=False, secure=SitePolicy())
+    path = site.folder / CONFIG
+    text = path.read_text()
+    assert "\nallow_plain = false\n" in text
+    path.write_text(text.replace("allow_plain = false", "allow_plain = true"))
+    assert Site.load(site.folder).rules.allow_plain
+
+
+def test_the_sites_own_rules_for_secure_sums_are_read_from_its_file(site: Site) -> None:
+    path = site.folder / CONFIG
+    text = path.read_text()
+    assert "[secure_aggregation]" in text
+    path.write_text(
+        text.replace("min_cohort = 3", "min_cohort = 8").replace("max_value_bits = 30", "max_value_bits = 20")
+    )
+    assert Site.load(site.folder).rules.secure == SitePolicy(min_cohort=8, max_value_bits=20)
+
+
+@pytest.mark.parametrize(
+    ("line", "changed", "key"),
+    [
+        ("min_cohort = 3", "min_cohort = 2", "min_cohort"),
+        ("min_roster_change = 2", "min_roster_change = 0", "min_roster_change"),
+        ("remembered_rosters = 5", "remembered_rosters = 33", "remembered_rosters"),
+        ("max_clip_norm", "max_clip_nrom", "max_clip_norm"),
+        ("allow_plain = false", 'allow_plain = "perhaps"', "allow_plain"),
+    ],
+)
+def test_a_rule_out_of_range_names_itself(site: Site, line: str, changed: str, key: str) -> None:
+    path = site.folder / CONFIG
+    text = path.read_text()
+    assert text.count(line) >= 1
+    path.write_text(text.replace(line, changed))
+    with pytest.raises(ConfigError, match=key):
+        Site.load(site.folder)
 
 
 @pytest.mark.parametrize("root", ["", "ab", "AB" * 32, "zz" * 32])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Final, Literal, cast
 
 from privacy.secure_aggregation.encoding import Encoding
 from privacy.secure_aggregation.errors import SecureAggregationError
-from privacy.secure_aggregation.statements import Prekey, Signed
+from privacy.secure_aggregation.statements import PREKEYS, Prekey, Signed
 from privacy.secure_aggregation.tail import TailLayout
 from privacy.secure_aggregation.thresholds import ALL_KEEP, MAX_COHORT, Thresholds, thresholds
 from privacy.transcript import TranscriptError, decode, digest, encode
@@ -36,6 +37,38 @@ class Seat:
     beacon_hash: bytes
     expires_s: int
     signature: bytes
+
+    def cells(self) -> tuple[bytes, ...]:
+        """The prekey's row of a :data:`PREKEYS` table."""
+        index, expires = self.index.to_bytes(8, "big"), self.expires_s.to_bytes(8, "big")
+        return index, self.mask_key, self.share_key, self.beacon_hash, expires, self.signature
+
+    @classmethod
+    def of(cls, prekey: Prekey, signature: bytes) -> Seat:
+        """The seat that uses up this prekey."""
+        return cls(
+            prekey.name,
+            prekey.index,
+            prekey.mask_key,
+            prekey.share_key,
+            prekey.beacon_hash,
+            prekey.expires_s,
+            signature,
+        )
+
+    @classmethod
+    def read(cls, name: str, cells: Sequence[bytes]) -> Seat:
+        """Back from :meth:`cells`."""
+        index, mask_key, share_key, hashed, expires, signature = cells
+        return cls(
+            name,
+            int.from_bytes(index, "big"),
+            mask_key,
+            share_key,
+            hashed,
+            int.from_bytes(expires, "big"),
+            signature,
+        )
 
     def prekey(self, federation: str) -> Signed:
         """The prekey statement that its owner signed."""
@@ -107,7 +140,8 @@ class RoundContext:
     def _canonical(self) -> bytes:
         values = [getattr(self, field.name) for field in dataclasses.fields(self)]
         plain = [_row(value) if isinstance(value, Encoding) else value for value in values[:-1]]
-        return encode((PROTOCOL, *plain, tuple(_row(seat) for seat in self.roster)))
+        # The seats as a table: with a hundred of them their keys would weigh less than their lengths and tags.
+        return encode((PROTOCOL, *plain, self.names, PREKEYS.write(seat.cells() for seat in self.roster)))
 
     @functools.cached_property
     def hash(self) -> bytes:
@@ -123,7 +157,7 @@ class RoundContext:
         """
         try:
             value = decode(data)
-            version, *values, roster = cast(tuple[Any, ...], value)
+            version, *values, names, seats = cast(tuple[Any, ...], value)
         except (TranscriptError, TypeError, ValueError) as error:
             raise _malformed(str(error)) from None
         if type(version) is not int or version != PROTOCOL:
@@ -135,12 +169,9 @@ class RoundContext:
         for name, item in table.items():
             if not _FIELDS[name](item):
                 raise _malformed(f"{name} is out of range")
-        if not isinstance(roster, tuple) or len(roster) > MAX_COHORT:
-            raise _malformed(f"roster isn't a sequence of at most {MAX_COHORT} seats")
-        seats = tuple(_seat(item) for item in roster)
         table["encoding"] = Encoding(**dict(zip(_ENCODING, table["encoding"], strict=True)))
-        context = cls(**table, roster=seats)
-        context.layout.check(len(seats))
+        context = cls(**table, roster=_seats(names, seats))
+        context.layout.check(len(context.roster))
         return context
 
     @functools.cached_property
@@ -180,7 +211,7 @@ class RoundContext:
         return digest(_SET_LABEL, (self.hash, tuple(sorted(positions))))
 
 
-def _row(value: Encoding | Seat) -> tuple[object, ...]:
+def _row(value: Encoding) -> tuple[object, ...]:
     return tuple(getattr(value, field.name) for field in dataclasses.fields(value))
 
 
@@ -192,13 +223,16 @@ def _malformed(what: str) -> SecureAggregationError:
     )
 
 
-def _seat(value: Any) -> Seat:
-    if not isinstance(value, tuple) or len(value) != len(_SEAT):
-        raise _malformed("a seat of the roster has another form")
-    for item, check in zip(value, _SEAT, strict=True):
-        if not check(item):
-            raise _malformed("a seat of the roster has another form")
-    return Seat(*value)
+def _seats(names: Any, seats: Any) -> tuple[Seat, ...]:
+    if not isinstance(names, tuple) or len(names) > MAX_COHORT or not all(_name(name) for name in names):
+        raise _malformed(f"roster doesn't name at most {MAX_COHORT} participants")
+    rows = PREKEYS.read(seats) if PREKEYS.check(seats) else []
+    if len(rows) != len(names):
+        raise _malformed("the seats of the roster have another form")
+    found = tuple(Seat.read(name, cells) for name, cells in zip(names, rows, strict=True))
+    if not all(_natural(seat.index) and _natural(seat.expires_s) for seat in found):
+        raise _malformed("the seats of the roster have another form")
+    return found
 
 
 def _natural(value: Any) -> bool:
@@ -211,10 +245,6 @@ def _name(value: Any) -> bool:
 
 def _hash(value: Any) -> bool:
     return isinstance(value, bytes) and len(value) == 32
-
-
-def _signature(value: Any) -> bool:
-    return isinstance(value, bytes) and len(value) == 64
 
 
 def _texts(value: Any) -> bool:
@@ -230,7 +260,6 @@ def _encoding(value: Any) -> bool:
 
 
 _ENCODING: Final = tuple(field.name for field in dataclasses.fields(Encoding))
-_SEAT: Final = (_name, _natural, _hash, _hash, _hash, _natural, _signature)
 
 _FIELDS: Final = {
     "federation": _name,

@@ -97,18 +97,9 @@ class PrekeyStock(Secret):
     def batch(self) -> PrekeyBatch:
         """All unused prekeys, each signed."""
         rows = []
-        for index, secret in sorted(self._unused.items()):
+        for _, secret in sorted(self._unused.items()):
             prekey = self._public(secret)
-            rows.append(
-                (
-                    index.to_bytes(8, "big"),
-                    prekey.mask_key,
-                    prekey.share_key,
-                    prekey.beacon_hash,
-                    prekey.expires_s.to_bytes(8, "big"),
-                    prekey.signed(self._key).signature,
-                )
-            )
+            rows.append(Seat.of(prekey, prekey.signed(self._key).signature).cells())
         return PrekeyBatch(PREKEYS.write(rows))
 
     def find(self, seat: Seat) -> PrekeySecret:
@@ -144,16 +135,7 @@ class PrekeyStock(Secret):
 
 def offered(batch: PrekeyBatch, name: str) -> Iterator[Seat]:
     """The prekeys of a batch as seats for ``name``; whether they may be used is for :func:`check_offered`."""
-    for index, mask_key, share_key, hashed, expires, signature in PREKEYS.read(batch.rows):
-        yield Seat(
-            name,
-            int.from_bytes(index, "big"),
-            mask_key,
-            share_key,
-            hashed,
-            int.from_bytes(expires, "big"),
-            signature,
-        )
+    return (Seat.read(name, cells) for cells in PREKEYS.read(batch.rows))
 
 
 def check_offered(seats: Iterable[Seat], federation: str, public: bytes) -> list[Seat]:

@@ -11,22 +11,22 @@ from privacy.secure_aggregation.coordinator import Unmask
 from privacy.secure_aggregation.masking import sum_hash
 from privacy.secure_aggregation.statements import kind_of
 
-CONTEXT = "c13409fcf9711dadf928cbc5b4278fb8c1bc5675eac3f39b6471ca35d50fb431"
+CONTEXT = "88a3c32f3f161ac72ef38155412389f153e2d4bd153add3ddb51beb17686ac18"
 STATEMENTS = {
     "prekeys": "ab95422588d79157d504823c45abcd687b877fa549c8d856e84b4723430577e8",
-    "plan": "80a93f49a8c4d12cb9a52c0b3db0b207462b86812b7e96cbe0f4038bd74c6e95",
-    "accept": "0632fb47813b46d562a8eb1ac8b84990d05edcf15cc09720ccfedf164da00323",
-    "delivery": "dadec7f8c7688f8fc36d5ebe9fbc2ae456b8e1aa77ccc7d5008305ce3990fb94",
-    "ready": "f4a262d94a584b41bd567e6a54925e993d0ca953afd84cf7b4702a26ed29d516",
-    "freeze": "106e5b6bb2d958378b34b8e8e05d71731514052aec7fbf98c2d01c0adec97230",
-    "upload": "97fc7291df273e6a8a3731b229dff02385576b9e635bf29c6bdef018ec2d3bb4",
-    "receipt": "2048323cafecb8f26ecbcdae9bd2c6377ba05220ecc877745a4accca0c3fa33a",
-    "survivors": "e35d6dea9313491822d998892c24968c6754213a94e7283e412ec34df01b5f70",
-    "survived": "79af4ab477ad9f78bec182bba0af1986cbde8bde8d175a585b231d32b69983bb",
-    "quorum": "a41c7649fe12434e012d5fa1a444c213083ce32f8f6d631df918544caffaef5a",
-    "release": "8a9134c3185f8dcd1067a40f55aaa30c3fe21bb07ee558840444b1c1d73dea63",
+    "plan": "421cb882557d12e2d3413d9be862a306d454b9e7dab7717898a238a5e0f6d477",
+    "accept": "daf6e169dfda776c6ab042e62265143d63a98ef36cf937a954ec9dd90edd5618",
+    "delivery": "ca251e72a28c2b54a0907b37a126dcd2d80697539d6bd2794c658ba40c08a850",
+    "ready": "359d2b704de34bead17df1c00c024448e2fe2e7f25bacacbd38fe4f6181f858d",
+    "freeze": "e40ed028d55c873c2d75bac576c32415df7a125cdfef5780879a59622174ffac",
+    "upload": "2d934d4d7e9a2773141ddd9961ef9b7feb3197bf27fca1928daf2bf68cfc0a5b",
+    "receipt": "3f8c58cce2b6c7590bdf3047310015ac7319e35bfe2f2b361807e1b46cf7bf42",
+    "survivors": "4b32c116f82137063b6863e3adc15e23b21fe7916467ea0aa0a086c8fe363560",
+    "survived": "c2e388b2f334d27455aa5601f6e90af755b470d2f29ebe6ccf52e14632436988",
+    "quorum": "16eca749d451d1756f958d3553a8c2450571893be7259c1c14c1caf3ab348059",
+    "release": "e6ed0f2a9affa09a3bcd95afe29d7aa0a3e62fe4a098e9955dd6fc8230d206cf",
 }
-TRANSCRIPT = "c69705424da4f0f4c001c875cd63f126764d1729e0b58b7f3a25fcd8b12720dd"
+TRANSCRIPT = "c654c9865d8fb9e56b6f190a4e964fdc63239a198a510f089e75120659e46c3b"
 SUM = "7b3807c6b4ae81009be0372db2de858b3b83efbd0071741f8bd3dba9117c94c0"
 PLAIN = [-275250, -206437, -137625, -68812, 0, 68812, 137624, 206440]
 

@@ -133,6 +133,11 @@ def test_a_cohort_of_130_sums_in_cliques_with_drops_at_the_freeze_and_after_it()
     signers = {name for way, name, item in world.sent if way == "up" and kind_of(item.body) == "survived"}
     assert signers <= {world.names[item] for item in keepers}
     assert len(keepers) == 100
+    # Who keeps no shares has nothing to sign or to release.
+    other = next(name for item, name in enumerate(world.names) if item not in keepers)
+    asked = next(item for way, _, item in world.sent if way == "down" and kind_of(item.body) == "survivors")
+    step = world.hear(other, asked)
+    assert step.refusal is not None and step.refusal.code == "protocol-order"
 
 
 @pytest.mark.parametrize("count", [6, 9, 11])

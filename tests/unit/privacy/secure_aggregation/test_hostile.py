@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from secure_world import DEADLINE_S, NOW, STEP_S, World
 
 from privacy.secure_aggregation import prekeys
+from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Attempt, Record
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.keys import SigningKey
@@ -25,6 +27,7 @@ from privacy.secure_aggregation.statements import (
     Evidence,
     Excused,
     Freeze,
+    Plan,
     Quorum,
     Ready,
     Refused,
@@ -294,11 +297,10 @@ def test_what_came_before_its_turn_is_kept_once_for_each_kind() -> None:
 
 def test_a_refusal_shows_no_control_characters_of_a_foreign_name() -> None:
     machine, world, statement = participant("plan")
-    _, context = decode(statement.body)  # type: ignore[misc]
-    version, *fields, roster = decode(context)  # type: ignore[misc]
-    first = ("\x1b[31mhack\n" + "x" * 100, *roster[0][1:])
-    body = encode(("plan", encode((version, *fields, tuple(sorted((first, *roster[1:])))))))
-    step = check_answer(machine, world, resigned(body, world.key))
+    context = RoundContext.parse(Plan.parse(statement.body).context)
+    first = dataclasses.replace(context.roster[0], name="\x1b[31mhack\n" + "x" * 100)
+    changed = dataclasses.replace(context, roster=(first, *context.roster[1:]))
+    step = check_answer(machine, world, Plan(changed.canonical()).signed(world.key))
     assert step.refusal is not None and step.refusal.code == "member-unknown"
     assert Refused.parse(step.answers[0].body).message.isprintable()
 

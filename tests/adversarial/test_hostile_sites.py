@@ -208,7 +208,9 @@ async def test_everything_hostile_is_refused_by_name_and_the_right_statement_beh
 
 async def test_another_sites_prekeys_are_refused(tmp_path: Path) -> None:
     async with lying(tmp_path) as liar:
-        await liar.until(lambda: all(liar.sent(PrekeyBatch, name) for name in (HOSTILE, HONEST[0])), "both have offered")
+        await liar.until(
+            lambda: all(liar.sent(PrekeyBatch, name) for name in (HOSTILE, HONEST[0])), "both have offered"
+        )
         site = liar.sites[HOSTILE]
         stolen = next(signed for name, signed in liar.heard if name == HONEST[0] and opened(PrekeyBatch, signed))
         site.say(stolen)

@@ -167,10 +167,10 @@ def test_a_revoked_participant_is_shut_out_by_name_and_the_others_go_on(tmp_path
 
 
 def test_daemons_stop_quietly_on_sigterm(tmp_path: Path) -> None:
-    config = configuration(tmp_path, participants=2)
+    config = configuration(tmp_path)
     with Deployment(tmp_path, config) as federation:
         federation.start_coordinator()
-        federation.join(SITES[0], data={SITES[0]: data_of(0, 2)})
+        federation.join(SITES[0], data=DATA)
         participant = federation.start_participant(SITES[0])
         deadline = time.monotonic() + 60
         while "connected to" not in federation.log(SITES[0]) and time.monotonic() < deadline:

@@ -393,3 +393,14 @@ def test_whatever_happens_the_log_replays_to_the_same_state_and_versions_never_s
     assert bench.restarted().state == bench.machine.state
     committed = [item.version for item in bench.machine.state.rounds if item.version is not None]
     assert committed == list(range(1, len(committed) + 1))
+
+
+def test_after_a_stop_no_deadline_and_no_restart_asks_anybody_again() -> None:
+    bench = Bench()
+    bench.available("a", "b")
+    bench.take(bench.machine.stop(5.0))
+    log = list(bench.log)
+    for machine in (bench.machine, bench.restarted()):
+        for decision in (machine.tick(1_000.0), machine.resume(1_000.0)):
+            assert (decision.facts, tasks(decision)) == ([], [])
+    assert bench.log == log

@@ -120,7 +120,8 @@ def stay_away(federation: Fragile, steps: Sequence[str], moment: str) -> None:
     for number, death in enumerate(federation.deaths[VICTIM], 1):
         federation.until(lambda number=number: federation.status()["version"] >= number, f"round {number} ends")
         assert death in federation.died()
-        assert federation.revive(VICTIM)
+        # The mark of a death is written just before it.
+        federation.until(lambda: federation.revive(VICTIM), "the victim is dead")
     federation.until(federation.finished, "the run ends")
     status = federation.status()
     assert status["version"] == len(steps)

@@ -31,7 +31,10 @@ from wire import (
 )
 from wire.pki import MAX_PEM_BYTES, server_name
 
-NOW = datetime.datetime.now(datetime.UTC)
+
+def present() -> datetime.datetime:
+    """The present; a long test run is longer than the clocks' skew."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 def request_with(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
@@ -92,7 +95,7 @@ def test_garbage_is_never_signed_nor_read(ca: FederationCA, data: bytes) -> None
             ca.sign_csr(wrapped, "a", Role.PARTICIPANT, 1)
         with pytest.raises(RefusedError):
             Identity.parse(wrapped)
-        explained = explain_certificate(wrapped, ca, NOW)
+        explained = explain_certificate(wrapped, ca, present())
         assert explained is not None
         assert explained[0] == "certificate-foreign"
 
@@ -113,7 +116,7 @@ def test_the_authority_on_disk(tmp_path: Path) -> None:
     loaded = FederationCA.load(tmp_path / "ca")
     assert (loaded.pem, loaded.federation) == (made.pem, "demo")
     _, csr = make_key_and_csr("a")
-    assert explain_certificate(loaded.sign_csr(csr, "a", Role.PARTICIPANT, 1), made, NOW) is None
+    assert explain_certificate(loaded.sign_csr(csr, "a", Role.PARTICIPANT, 1), made, present()) is None
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
@@ -148,17 +151,17 @@ def test_credentials_on_disk(tmp_path: Path, hospital: Credentials) -> None:
 
 
 def test_explanations(ca: FederationCA, hospital: Credentials, server_identity: Credentials) -> None:
-    assert explain_certificate(hospital.certificate_pem, ca, NOW) is None
-    later = NOW + datetime.timedelta(days=31)
-    earlier = NOW - datetime.timedelta(days=1)
+    assert explain_certificate(hospital.certificate_pem, ca, present()) is None
+    later = present() + datetime.timedelta(days=31)
+    earlier = present() - datetime.timedelta(days=1)
     namesake = FederationCA.create("demo").issue_client("hospital-a", Role.PARTICIPANT, 1)
     stranger = FederationCA.create("other").issue_client("hospital-a", Role.PARTICIPANT, 1)
     for certificate, now, code, part in [
         (hospital.certificate_pem, later, "certificate-expired", "expired at"),
         (hospital.certificate_pem, earlier, "certificate-expired", "valid only from"),
-        (namesake.certificate_pem, NOW, "certificate-foreign", "earlier 'demo'"),
-        (stranger.certificate_pem, NOW, "certificate-foreign", "'other'"),
-        (ca.pem, NOW, "certificate-foreign", "not issued"),
+        (namesake.certificate_pem, present(), "certificate-foreign", "earlier 'demo'"),
+        (stranger.certificate_pem, present(), "certificate-foreign", "'other'"),
+        (ca.pem, present(), "certificate-foreign", "not issued"),
     ]:
         explained = explain_certificate(certificate, ca, now)
         assert explained is not None

@@ -8,7 +8,7 @@ comes out wrong is evidence: it is signed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
 from privacy.secure_aggregation.checks import check_quorum, read_acceptances, read_survivors
@@ -209,8 +209,3 @@ def _check_secrets(
     for item, key in keys.items():
         if item in uploads or item not in accepted or AgreementKey(key).public != context.roster[item].mask_key:
             raise SecureAggregationError("mask-key-wrong", f"the mask key at position {item} isn't its owner's")
-
-
-def digests_of(orders: Sequence[Unmask]) -> list[bytes]:
-    """The uploads that an audit of these needs, in order, each once."""
-    return list(dict.fromkeys(item for order in orders for group in order.groups for item in group.digests))

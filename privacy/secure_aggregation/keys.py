@@ -7,6 +7,7 @@ object here shows a secret in its ``repr``. Python can't promise that a dropped 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Final, NoReturn
@@ -95,11 +96,15 @@ class AgreementKey(Secret):
         """Make a new key from ``random``."""
         return cls(random(KEY_BYTES))
 
+    @functools.cached_property
+    def _key(self) -> X25519PrivateKey:
+        # Making it multiplies a point: as dear as an agreement itself.
+        return X25519PrivateKey.from_private_bytes(self.secret)
+
     @property
     def public(self) -> bytes:
         """The public key, 32 bytes."""
-        key = X25519PrivateKey.from_private_bytes(self.secret)
-        return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
     def agree(self, peer: bytes) -> bytes:
         """The shared secret with a peer's public key, 32 bytes; derive keys from it with :func:`derive`.
@@ -109,7 +114,7 @@ class AgreementKey(Secret):
                 shared secret is zero whatever our key is (RFC 7748, section 6.1).
         """
         try:
-            return X25519PrivateKey.from_private_bytes(self.secret).exchange(X25519PublicKey.from_public_bytes(peer))
+            return self._key.exchange(X25519PublicKey.from_public_bytes(peer))
         except ValueError as error:
             raise SecureAggregationError("key-invalid", "the agreement key is malformed or of low order") from error
 

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numpy.typing import NDArray
 
 from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.keystream import Generator, keystream
 
 MAIN: Final = b"main"
 """Name of the stream that masks an update."""
@@ -133,7 +133,7 @@ def add_streams(
     _check(out, start)
     if tile_bytes < _LINE_BYTES:
         raise ValueError(f"a tile of {tile_bytes} bytes is too small")
-    _run(out, _open(terms, start * out.itemsize), tile_bytes, overwrite=overwrite)
+    _run(out, _open(terms, start * out.itemsize, out.nbytes), tile_bytes, overwrite=overwrite)
 
 
 def expand(terms: Sequence[Term], ring_bits: int, start: int, stop: int) -> RingVector:
@@ -198,15 +198,16 @@ def add_pairs(outs: Sequence[RingVector], pairs: Sequence[Pair], *, start: int =
     near = sorted(
         pairs, key=lambda pair: (pair[1] // _NEIGHBOURS, (pair[1] if pair[2] is None else pair[2]) // _NEIGHBOURS)
     )
-    terms = [(_keystream(*_material(stream), start * width), plus, minus) for stream, plus, minus in near]
+    position, length = start * width, outs[0].nbytes
+    terms = [(keystream(*_material(stream), position, length), plus, minus) for stream, plus, minus in near]
     longest = min(_PAIR_TILE_BYTES, outs[0].nbytes)
     zeros, buffer = memoryview(bytes(longest)), _aligned(longest)
     for begin in range(0, len(outs[0]), longest // width):
         tiles = [out[begin : begin + longest // width] for out in outs]
-        plain, keystream = zeros[: tiles[0].nbytes], buffer[: tiles[0].nbytes]
-        elements = np.frombuffer(keystream, dtype)
+        plain, made = zeros[: tiles[0].nbytes], buffer[: tiles[0].nbytes]
+        elements = np.frombuffer(made, dtype)
         for generate, plus, minus in terms:
-            generate(plain, keystream)
+            generate(plain, made)
             np.add(tiles[plus], elements, tiles[plus])
             if minus is not None:
                 np.subtract(tiles[minus], elements, tiles[minus])
@@ -251,33 +252,20 @@ def _check(out: RingVector, start: int) -> None:
         raise ValueError(f"a stream has no coordinate {start}")
 
 
-# Called with zeros and a buffer of as many bytes, writes the keystream's next bytes there.
-_Generator = Callable[[memoryview, memoryview], int]
-
-
 def _material(stream: Stream) -> tuple[bytes, bytes]:
     """Derive the AES key and the initial counter block."""
     material = HKDFExpand(hashes.SHA256(), _KEY_BYTES + _BLOCK_BYTES, b"mask" + stream.name).derive(stream.seed)
     return material[:_KEY_BYTES], material[_KEY_BYTES:]
 
 
-def _keystream(key: bytes, counter: bytes, position: int) -> _Generator:
-    """Open a keystream at a byte: seek to its block, drop what comes before it there."""
-    block, skipped = divmod(position, _BLOCK_BYTES)
-    first = (int.from_bytes(counter, "big") + block) % (1 << 8 * _BLOCK_BYTES)
-    context = Cipher(algorithms.AES(key), modes.CTR(first.to_bytes(_BLOCK_BYTES, "big"))).encryptor()
-    context.update(bytes(skipped))
-    return context.update_into
-
-
-def _open(terms: Sequence[Term], position: int) -> list[tuple[_Generator, np.ufunc]]:
+def _open(terms: Sequence[Term], position: int, length: int) -> list[tuple[Generator, np.ufunc]]:
     operations: dict[int, np.ufunc] = {1: np.add, -1: np.subtract}
     if any(sign not in operations for _, sign in terms):
         raise ValueError("a stream's sign is 1 or -1")
-    return [(_keystream(*_material(stream), position), operations[sign]) for stream, sign in terms]
+    return [(keystream(*_material(stream), position, length), operations[sign]) for stream, sign in terms]
 
 
-def _run(out: RingVector, generators: list[tuple[_Generator, np.ufunc]], tile_bytes: int, *, overwrite: bool) -> None:
+def _run(out: RingVector, generators: list[tuple[Generator, np.ufunc]], tile_bytes: int, *, overwrite: bool) -> None:
     """Pass all streams over each tile. To overwrite, one added stream is written where the others are then added."""
     raw = out.view(np.uint8).data
     longest = min(tile_bytes, out.nbytes)
@@ -295,13 +283,13 @@ def _run(out: RingVector, generators: list[tuple[_Generator, np.ufunc]], tile_by
         if end - begin != size:
             size = end - begin
             plain = zeros[: size * out.itemsize]
-            keystream = buffer[: size * out.itemsize]
-            elements = np.frombuffer(keystream, out.dtype)
+            made = buffer[: size * out.itemsize]
+            elements = np.frombuffer(made, out.dtype)
         tile = out[begin:end]
         if write is not None:
             write(plain, raw[begin * out.itemsize : end * out.itemsize])
         for generate, operation in generators:
-            generate(plain, keystream)
+            generate(plain, made)
             operation(tile, elements, tile)
 
 

@@ -39,7 +39,8 @@ def add_slice(
         uploads: Of the right size each (see :func:`unmask_tail`).
         start: First coordinate.
     """
-    packed = [split_upload(upload, context.layout)[0] for upload in uploads]
+    # asarray: a slice of a memmap is an object of Python's making, dear beside a tile's sum.
+    packed = [np.asarray(split_upload(upload, context.layout)[0]) for upload in uploads]
     for at in range(0, len(out), _TILE):
         tile = out[at : at + _TILE]
         for main in packed:

@@ -96,7 +96,7 @@ terms_of = st.lists(
 
 def test_the_vector_of_sp_800_38a() -> None:
     out = bytearray(64)
-    streams._keystream(KEY, COUNTER, 0)(memoryview(PLAIN), memoryview(out))
+    streams.keystream(KEY, COUNTER, 0, 64)(memoryview(PLAIN), memoryview(out))
     assert bytes(out) == SEALED
     assert keystream_by_hand(KEY, COUNTER, 64) == bytes(a ^ b for a, b in zip(PLAIN, SEALED, strict=True))
 
@@ -104,7 +104,7 @@ def test_the_vector_of_sp_800_38a() -> None:
 @pytest.mark.parametrize("position", range(64))
 def test_the_vector_entered_at_every_byte(position: int) -> None:
     out = bytearray(64 - position)
-    streams._keystream(KEY, COUNTER, position)(memoryview(PLAIN)[position:], memoryview(out))
+    streams.keystream(KEY, COUNTER, position, 64 - position)(memoryview(PLAIN)[position:], memoryview(out))
     assert bytes(out) == SEALED[position:]
 
 
@@ -123,7 +123,7 @@ def test_the_vector_entered_at_every_byte(position: int) -> None:
 def test_the_counter_is_one_number_that_wraps(counter: int, position: int) -> None:
     expected = keystream_by_hand(KEY, counter.to_bytes(16, "big"), position + 200)[position:]
     out = bytearray(200)
-    streams._keystream(KEY, counter.to_bytes(16, "big"), position)(memoryview(bytes(200)), memoryview(out))
+    streams.keystream(KEY, counter.to_bytes(16, "big"), position, 200)(memoryview(bytes(200)), memoryview(out))
     assert bytes(out) == expected
 
 

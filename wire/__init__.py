@@ -42,7 +42,8 @@ if TYPE_CHECKING:
         make_key_and_csr,
         same_key,
     )
-    from wire.plan import AggregationSpec, InitialModel, RoundsSpec, RunPlan, SecureSpec
+    from wire.plan import AggregationSpec, InitialModel, RoundsSpec, RunPlan, SecureSpec, SharedNoise
+    from wire.privacy import PrivacySpec
     from wire.process import PROTOCOL_VERSION, hold_folder, software, until_stopped
     from wire.root import (
         Requests,
@@ -113,7 +114,8 @@ _HOME = {
         "make_key_and_csr",
         "same_key",
     ),
-    "plan": ("AggregationSpec", "InitialModel", "RoundsSpec", "RunPlan", "SecureSpec"),
+    "plan": ("AggregationSpec", "InitialModel", "RoundsSpec", "RunPlan", "SecureSpec", "SharedNoise"),
+    "privacy": ("PrivacySpec",),
     "process": ("PROTOCOL_VERSION", "hold_folder", "software", "until_stopped"),
     "root": (
         "Requests",
@@ -166,6 +168,7 @@ __all__ = [
     "InitialModel",
     "Listener",
     "PartWriter",
+    "PrivacySpec",
     "RefusedError",
     "Requests",
     "ResourceError",
@@ -173,6 +176,7 @@ __all__ = [
     "RoundsSpec",
     "RunPlan",
     "SecureSpec",
+    "SharedNoise",
     "SimulatedInstitution",
     "Token",
     "UnreachableError",

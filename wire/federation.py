@@ -9,8 +9,10 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from wire.config import read_toml, validate
+from wire.frozen import Frozen
 from wire.names import Name
-from wire.plan import AggregationSpec, Frozen, RoundsSpec, SecureSpec
+from wire.plan import AggregationSpec, RoundsSpec, SecureSpec
+from wire.privacy import PrivacySpec
 
 Host = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -121,6 +123,9 @@ class FederationConfig(Frozen):
     secure_aggregation: SecureSpec = Field(
         default=SecureSpec(), description='Secure sums, where [aggregation] mode = "secure".'
     )
+    privacy: PrivacySpec = Field(
+        default=PrivacySpec(), description="Differential privacy: noise, and the budget that it is solved for."
+    )
     model: dict[str, Any] = Field(default_factory=dict, description="The model that is trained.")
     task: dict[str, Any] = Field(default_factory=dict, description="What it is trained for.")
     training: dict[str, Any] = Field(default_factory=dict, description="How each participant trains in a round.")
@@ -132,6 +137,11 @@ class FederationConfig(Frozen):
     def _sums_are_possible(self) -> Self:
         """A round that could begin with too few participants for a secure sum would wait for ever."""
         if self.aggregation.mode == "plain":
+            if self.privacy.distributed:
+                raise ValueError(
+                    f'[privacy] placement = "{self.privacy.placement}": no site adds all of the noise, so it needs '
+                    '[aggregation] mode = "secure"; or choose placement = "local"'
+                )
             return self
         floor = self.secure_aggregation.min_cohort
         for key in ("min_participants", "participants_per_round"):

@@ -6,14 +6,16 @@ import json
 import math
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from privacy.secure_aggregation.encoding import Encoding, largest_value_bits
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.tail import TailLayout
 from privacy.transcript import digest
 from wire.errors import ConfigError, RefusedError
+from wire.frozen import Frozen
 from wire.names import Name
+from wire.privacy import PrivacySpec
 
 MAX_PLAN_BYTES: Final = 1 << 20
 """A plan is a page of text; a larger one is refused before it is parsed."""
@@ -22,12 +24,6 @@ PLAN_LABEL: Final = "fedloom/plan/1"
 
 HexDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 digest in small hexadecimal letters."""
-
-
-class Frozen(BaseModel):
-    """Base of everything read from a file or from a peer: immutable, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RoundsSpec(Frozen):
@@ -166,6 +162,20 @@ class SecureSpec(Frozen):
         return encoding
 
 
+class SharedNoise(Frozen):
+    """The noise that sites share, as it was solved when the run was made.
+
+    A site adds ``share_std`` to its clipped sum, on integers of a lattice; the sum of as few honest sites as a secure
+    sum may hold then has the standard deviation ``multiplier`` times the sensitivity.
+    """
+
+    multiplier: float = Field(gt=0.0, description="Noise of the smallest sum, relative to its sensitivity.")
+    share_std: float = Field(gt=0.0, description="Standard deviation of a site's share, in the gradients' units.")
+    honest: int = Field(ge=1, description="Honest sites that the smallest sum holds.")
+    grid: float = Field(gt=0.0, description="What one integer is worth to a site, in the gradients' units.")
+    quantum: float = Field(gt=0.0, description="What one integer is worth in the mean update.")
+
+
 class InitialModel(Frozen):
     """Version 0 of the global model: a checkpoint file and its shape."""
 
@@ -194,6 +204,8 @@ class RunPlan(Frozen):
     rounds: RoundsSpec = Field(description="Rounds.")
     aggregation: AggregationSpec = Field(description="Aggregation.")
     secure: SecureSpec | None = Field(description="Secure sums; None for plain averaging.")
+    privacy: PrivacySpec = Field(default=PrivacySpec(), description="Noise and its budget.")
+    shared_noise: SharedNoise | None = Field(default=None, description="Where sites share the noise.")
     metrics: tuple[str, ...] = Field(
         default=(), max_length=64, description="Metrics of which a secure sum tells the mean, sorted."
     )
@@ -203,6 +215,10 @@ class RunPlan(Frozen):
     def _secure_fits(self) -> Self:
         if (self.secure is not None) != (self.aggregation.mode == "secure"):
             raise ValueError(f"aggregation mode {self.aggregation.mode!r} doesn't fit the section on secure sums")
+        if (self.shared_noise is not None) != self.privacy.distributed:
+            raise ValueError(f"shared_noise doesn't fit privacy placement {self.privacy.placement!r}")
+        if self.privacy.distributed and self.secure is None:
+            raise ValueError("shared noise needs secure sums")
         try:
             TailLayout(self.metrics)
         except SecureAggregationError as error:
@@ -217,13 +233,29 @@ class RunPlan(Frozen):
     @property
     def visibility(self) -> str:
         """What the coordinator can see in this run, for a person."""
+        noise = self.privacy.describe() or "No noise is added: what sums and model tell about a record isn't bounded."
         if self.secure is None:
-            return "Plain averaging: the coordinator sees each participant's update, its example count and its metrics."
+            return (
+                "Plain averaging: the coordinator sees each participant's update, its example count and its metrics. "
+                + noise
+            )
         return (
             f"Secure sums: the coordinator sees who took part, and of at least {self.secure.min_cohort} participants "
             "together the sum of their updates, their total weight and their mean metrics; of no single one does it "
-            "see update, example count or metrics."
-        )
+            "see update, example count or metrics. "
+        ) + noise
+
+    def encoding(self, participants: int) -> Encoding:
+        """From updates to ring elements, for a roster of this length.
+
+        Raises:
+            ConfigError: The sum of so many participants needs more bits.
+        """
+        if self.secure is None:
+            raise ValueError("plain averaging has no ring")
+        if self.shared_noise is not None:
+            return self.privacy.encoding(participants, self.shared_noise.quantum)
+        return self.secure.encoding(participants)
 
     def canonical(self) -> bytes:
         """The plan as canonical JSON: UTF-8, sorted keys, no spaces. :meth:`parse` reads it back to an equal plan."""

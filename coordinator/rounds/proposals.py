@@ -80,6 +80,7 @@ class Proposals:
             there=there - out,
             earlier=[frozenset(attempt.opened.roster) for item in state.rounds for attempt in item.attempts],
             settings=self.settings,
+            encoding=self._plan.encoding,
         )
 
     def context(self, state: RunState, current: Round, roster: tuple[str, ...], now_s: float) -> RoundContext:
@@ -101,7 +102,7 @@ class Proposals:
             base_version=current.base_version,
             base_digest=bytes.fromhex(state.digest),
             dimension=plan.initial.dimension if current.purpose == "train" else 0,
-            encoding=settings.encoding(len(roster)),
+            encoding=plan.encoding(len(roster)),
             metrics=plan.metrics,
             group_size=0,
             corrupt_percent=settings.corrupt_percent,

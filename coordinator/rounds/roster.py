@@ -7,7 +7,7 @@ a round stays in the roster all the same: it has left prekeys, and the sum is ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.policy import SitePolicy
@@ -25,6 +25,7 @@ def choose_roster(
     there: frozenset[str],
     earlier: Sequence[frozenset[str]],
     settings: SecureSpec,
+    encoding: Callable[[int], object],
 ) -> tuple[str, ...]:
     """Choose the roster of the next attempt.
 
@@ -35,21 +36,25 @@ def choose_roster(
         there: Participants that can answer now.
         earlier: The run's rosters so far, oldest first.
         settings: The plan's.
+        encoding: The plan's encoding for a roster of so many; raises ConfigError where their values don't fit.
 
     Returns:
         Names, sorted: the wanted ones if that is allowed, else the latest roster that still is. Empty where none is.
     """
     earlier = [roster & certified for roster in earlier]
     for candidate in (wanted & possible, *reversed(earlier)):
-        if candidate <= possible and _enough(candidate, there, settings) and _allowed(candidate, earlier, settings):
+        enough = candidate <= possible and _enough(candidate, there, settings, encoding)
+        if enough and _allowed(candidate, earlier, settings):
             return tuple(sorted(candidate))
     return ()
 
 
-def _enough(roster: frozenset[str], there: frozenset[str], settings: SecureSpec) -> bool:
+def _enough(
+    roster: frozenset[str], there: frozenset[str], settings: SecureSpec, encoding: Callable[[int], object]
+) -> bool:
     try:
         floor = thresholds(len(roster), settings.corrupt_percent, settings.min_cohort).floor
-        settings.encoding(len(roster))
+        encoding(len(roster))
     except (SecureAggregationError, ConfigError):
         return False
     return len(roster & there) >= floor

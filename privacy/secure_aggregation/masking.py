@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.encoding import Encoder
+from privacy.secure_aggregation.integers import IntegerEncoder
 from privacy.secure_aggregation.sharing import MaskTerm
 from privacy.secure_aggregation.streams import MAIN, TAIL, RingVector, Stream, Term, add_streams
 from privacy.transcript import digest
@@ -66,7 +67,7 @@ def dither_seed(seed: int, round_number: int, name: str) -> bytes:
 
 def masked_upload(
     context: RoundContext,
-    encoder: Encoder | None,
+    encoder: Encoder | IntegerEncoder | None,
     tail: NDArray[np.uint64],
     mask: tuple[RingVector, NDArray[np.uint64]],
     terms: Sequence[MaskTerm],
@@ -76,7 +77,7 @@ def masked_upload(
 
     Args:
         context: Of the attempt.
-        encoder: Of the trained update (``Encoding.encoder``); None where only metrics are summed.
+        encoder: Of the trained update (``Encoding.encoder``, or of its integers); None where only metrics are summed.
         tail: Encoded weight and metrics, [layout.size].
         mask: As expanded while the model trained. Overwritten.
         terms: Further streams to add: the negated masks shared with participants that dropped before the freeze.

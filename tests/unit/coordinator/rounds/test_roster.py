@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,11 @@ def choose(wanted: str, earlier: Sequence[str] = (), **changes: str | int) -> st
     sets = {name: frozenset(str(changes.get(name, everyone))) for name in ("possible", "certified", "there")}
     settings = SecureSpec.model_validate({"wire_bits": 32, "min_roster_change": changes.get("least", 2)})
     found = choose_roster(
-        wanted=frozenset(wanted), earlier=[frozenset(names) for names in earlier], settings=settings, **sets
+        wanted=frozenset(wanted),
+        earlier=[frozenset(names) for names in earlier],
+        settings=settings,
+        encoding=settings.encoding,
+        **sets,
     )
     return "".join(found)
 
@@ -69,7 +74,8 @@ def test_a_larger_change_may_be_asked_for() -> None:
 def test_so_many_that_their_values_do_not_fit_are_no_roster() -> None:
     settings = SecureSpec(wire_bits=16, value_bits=14)
     names = frozenset("abcdefgh")
-    several = {"possible": names, "certified": names, "there": names, "earlier": [], "settings": settings}
+    several: dict[str, Any] = {"possible": names, "certified": names, "there": names, "earlier": []}
+    several |= {"settings": settings, "encoding": settings.encoding}
     assert choose_roster(wanted=frozenset("abcd"), **several) == tuple("abcd")
     assert choose_roster(wanted=frozenset("abcde"), **several) == ()
 
@@ -94,6 +100,7 @@ def test_no_site_ever_refuses_what_is_chosen(
             there=there,
             earlier=earlier,
             settings=SecureSpec(wire_bits=32),
+            encoding=SecureSpec(wire_bits=32).encoding,
         )
     )
     if found:

@@ -1,0 +1,172 @@
+"""``[privacy]``: where noise is added to what leaves a site, and how much of a record's privacy a run may cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from privacy.secure_aggregation.encoding import Encoding, largest_value_bits
+from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.thresholds import thresholds
+from wire.errors import ConfigError
+from wire.frozen import Frozen
+
+_WIRE_BITS: Final = 32
+_SLACK: Final = 1 / 200
+_COARSEST_SLACK: Final = 1 / 20
+_TAILS: Final = 12.0  # standard deviations of noise that a coordinate has room for
+
+
+class PrivacySpec(Frozen):
+    """Differential privacy of a run; the noise that each site adds, and the budget that it is solved for."""
+
+    placement: Literal["off", "local", "shared", "participant"] = Field(
+        default="off",
+        description="off: no noise. local: each site clips each record's gradient and adds all of the noise itself, at "
+        "every step; nobody has to be trusted. shared: the sites act as one data set; each adds a share of the noise, "
+        "and the secure sum carries all of it. participant: each site's whole update is clipped and gets a share of "
+        "the noise; it hides a site, not a record.",
+    )
+    epsilon: float = Field(
+        default=8.0, gt=0.0, le=1_000.0, description="What the whole run may cost (add-or-remove one record)."
+    )
+    delta: float = Field(
+        default=1e-5, gt=0.0, lt=0.1, description="The other half of the promise; under 1 / records of every site."
+    )
+    clip_norm: float = Field(
+        default=1.0, gt=0.0, le=1e6, description="L2 norm to which a record's gradient (or a site's update) is clipped."
+    )
+    clipping: Literal["flat", "automatic"] = Field(
+        default="flat",
+        description="flat: longer gradients are scaled down to clip_norm. automatic: every gradient is scaled to about "
+        "clip_norm (Bu et al. 2022), so that clip_norm needs no tuning.",
+    )
+    quantile: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Let the clipping norm follow this quantile of the gradients' norms (Andrew et al. 2019), "
+        "privately; 0 keeps clip_norm. For local noise.",
+    )
+    schedule: Literal["constant", "linear", "exponential", "step", "spend-later"] = Field(
+        default="constant", description="How the noise changes over the run; solved for epsilon before it starts."
+    )
+    schedule_end: float = Field(
+        default=1.0, gt=0.0, le=100.0, description="Noise of the last step relative to the first."
+    )
+    sampling_rate: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Probability with which a step uses a record (Poisson sampling). 0: [training] batch_size / "
+        "records, at each site; shared noise needs one rate for all.",
+    )
+    noise_multiplier: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1e4,
+        description="Noise relative to the clipping norm; 0 solves it for epsilon. For shared and participant noise it "
+        "is solved when the run is made and stands in its plan.",
+    )
+    value_bits: int = Field(
+        default=27,
+        ge=16,
+        le=30,
+        description="Bits of one site's integers in a sum with shared noise; 27 leave room for 32 sites.",
+    )
+    max_chunk: int = Field(
+        default=256, ge=1, le=1_000_000, description="Records that pass through the model at a time; bounds the memory."
+    )
+    scores: bool = Field(
+        default=False,
+        description="Let sites also tell how the model scores on held-out records, which no noise protects.",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.placement == "shared" and self.sampling_rate == 0:
+            raise ValueError("sampling_rate: shared noise needs one rate for all sites, for example 0.05")
+        if self.placement == "participant" and self.sampling_rate not in (0.0, 1.0):
+            raise ValueError("sampling_rate: with noise for participants every site takes part; leave it out")
+        if self.quantile and self.placement != "local":
+            raise ValueError('quantile: only placement = "local" can let the clipping norm follow the data')
+        if self.quantile and self.clipping == "automatic":
+            raise ValueError("quantile: automatic clipping has no norm that could follow the data")
+        if self.schedule == "constant" and self.schedule_end != 1.0:
+            raise ValueError("schedule_end: a constant schedule ends as it begins; choose another schedule")
+        return self
+
+    @property
+    def distributed(self) -> bool:
+        """Whether sites add shares of the noise, which only a secure sum turns into all of it."""
+        return self.placement in ("shared", "participant")
+
+    def describe(self) -> str:
+        """What it means for a record, for a person; empty where there is no noise."""
+        cost = f"at most epsilon {self.epsilon:g} at delta {self.delta:g} for the run"
+        return {
+            "off": "",
+            "local": f"Each record is protected by noise that its site adds: {cost}.",
+            "shared": f"Each record is protected by noise that the sites add together: {cost}, as long as as many of "
+            "them are honest as the secure sum assumes.",
+            "participant": f"Each site as a whole is hidden by noise that the sites add together: {cost}.",
+        }[self.placement]
+
+    # ---- noise that is shared ---------------------------------------------------------------------------------------
+
+    def honest(self, participants: int, corrupt_percent: int, min_cohort: int) -> int:
+        """The fewest honest sites in a sum that such a roster may publish: their shares make all of the noise."""
+        numbers = thresholds(participants, corrupt_percent, min_cohort)
+        return numbers.floor - numbers.corrupt
+
+    def grid(self, dimension: int, batch: float, share_multiplier: float) -> float:
+        """The lattice on which shares of the noise are drawn.
+
+        Args:
+            dimension: d.
+            batch: Records of a step at one site, at most as expected; 1 for whole updates.
+            share_multiplier: Standard deviation of a site's share, relative to the clipping norm.
+
+        Raises:
+            ConfigError: value_bits leave no room for so much.
+        """
+        # A Poisson batch is hardly ever longer than this; what doesn't fit is clamped, which costs no privacy.
+        longest = batch + 6.0 * math.sqrt(batch) if self.placement == "shared" else 1.0
+        reach = self.clip_norm * (longest + _TAILS * share_multiplier)
+        finest = reach / ((1 << (self.value_bits - 1)) - 1)
+        wanted = self.clip_norm * _SLACK / math.sqrt(dimension)
+        if finest * math.sqrt(dimension) > self.clip_norm * _COARSEST_SLACK:
+            raise ConfigError(
+                f"[privacy] value_bits = {self.value_bits} leave no room for sums of {longest:.0f} gradients of "
+                f"{dimension} parameters",
+                "Raise value_bits (30 at most; fewer sites fit into a sum then), or lower sampling_rate.",
+            )
+        return max(finest, wanted)
+
+    def encoding(self, participants: int, quantum: float) -> Encoding:
+        """How integers on the lattice travel: as they are, 32 bits each, every site with weight 1.
+
+        Args:
+            participants: Of the roster.
+            quantum: What one unit of the lattice is worth in the mean.
+
+        Raises:
+            ConfigError: The sum of so many participants needs more bits.
+        """
+        limit = (1 << (self.value_bits - 1)) - 1
+        try:
+            encoding = Encoding(
+                ring_bits=32,
+                wire_bits=_WIRE_BITS,
+                value_bits=self.value_bits,
+                clip_norm=self.clip_norm,
+                clip_value=quantum * limit,
+                weight_cap=1,
+            )
+            encoding.check(participants)
+        except SecureAggregationError as error:
+            most = largest_value_bits(_WIRE_BITS, participants)
+            raise ConfigError(f"[privacy] {error.message}", f"Set [privacy] value_bits to {most} or less.") from None
+        return encoding

@@ -10,7 +10,7 @@ from torch import nn
 
 from core_model.config import ModelConfig, TaskConfig
 from core_model.encoder.blocks import Block
-from core_model.modalities import ImageTokens, TextTokens, to_float
+from core_model.modalities import ImageTokens, PerRecord, TextTokens, to_float
 
 
 class MultimodalEncoder(nn.Module):
@@ -32,6 +32,7 @@ class MultimodalEncoder(nn.Module):
         self.log_scale: nn.Parameter | None = None
         self.modality_weights: nn.Parameter | None = None
         self.classifier: nn.Linear | None = None
+        self.direct = PerRecord()
         if config.classes:
             self.modality_weights = nn.Parameter(torch.zeros(2))
             self.classifier = nn.Linear(config.embedding, config.classes)
@@ -69,17 +70,26 @@ class MultimodalEncoder(nn.Module):
         parts = [None if images is None else self.embed_images(images)]
         parts.append(None if hashed is None else self.embed_texts(hashed))
         present = [i for i, part in enumerate(parts) if part is not None]
-        weights = torch.softmax(self.modality_weights[present], 0)
-        mixed = sum(weight * parts[i] for weight, i in zip(weights, present, strict=True))
+        records = next(len(part) for part in parts if part is not None)
+        weights = torch.softmax(self.direct(self.modality_weights, records)[:, present], 1)
+        mixed = sum(weight * parts[i] for weight, i in zip(weights.split(1, 1), present, strict=True))
         # Unit vectors times the root of their dimension have entries near one, as the head's start expects.
         logits: torch.Tensor = self.classifier(mixed * math.sqrt(self.config.embedding))
         return logits
 
-    def scale(self) -> torch.Tensor:
-        """The inverse temperature of the contrastive loss, at most 100."""
+    def scale(self, records: int = 1) -> torch.Tensor:
+        """The inverse temperature of the contrastive loss, at most 100.
+
+        Args:
+            records: Losses that it enters, where each has a gradient of its own (private training).
+
+        Returns:
+            [1], or [records] in private training.
+        """
         if self.log_scale is None:
             raise ValueError("a classification model has no temperature")
-        return self.log_scale.exp().clamp(max=100.0)
+        scale: torch.Tensor = self.direct(self.log_scale, records)
+        return scale.exp().clamp(max=100.0)
 
     def _encode(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         for block in self.blocks:

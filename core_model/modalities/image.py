@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from core_model.modalities.direct import PerRecord
+
 
 class ImageTokens(nn.Module):
     """Three strided convolutions with GroupNorm: a picture of s x s pixels becomes (s / 8)^2 tokens.
@@ -27,11 +29,12 @@ class ImageTokens(nn.Module):
         )
         self.positions = nn.Parameter(torch.zeros((size // 8) ** 2, width))
         self.norm = nn.LayerNorm(width)
+        self.direct = PerRecord()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map float images [n, 3, size, size] in [-1, 1] to tokens [n, (size / 8)^2, width]."""
         tokens: torch.Tensor = self.stem(images).flatten(2).transpose(1, 2)
-        normed: torch.Tensor = self.norm(tokens + self.positions)
+        normed: torch.Tensor = self.norm(tokens + self.direct(self.positions, len(tokens)))
         return normed
 
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from core_model.modalities.direct import PerRecord
+
 PIECES = 12
 """Hashed pieces kept of a word: itself, then its n-grams in order."""
 
@@ -54,9 +56,11 @@ class TextTokens(nn.Module):
         self.pieces = nn.EmbeddingBag(buckets + 1, width, mode="mean", padding_idx=0)
         self.positions = nn.Parameter(torch.zeros(tokens, width))
         self.norm = nn.LayerNorm(width)
+        self.direct = PerRecord()
 
     def forward(self, hashed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map int64 [n, t, pieces] to tokens [n, t, width] and a mask bool [n, t] that is True at real words."""
         batch, length, count = hashed.shape
         tokens = self.pieces(hashed.reshape(-1, count)).reshape(batch, length, -1)
-        return self.norm(tokens + self.positions[:length]), hashed[:, :, 0] != 0
+        positions = self.direct(self.positions, batch)[:, :length]
+        return self.norm(tokens + positions), hashed[:, :, 0] != 0

@@ -77,6 +77,12 @@ class TaskConfig(_Table):
         label_smoothing: For "classification": probability mass spread over all classes.
         loss: For kind "custom": ``module:function`` taking (model, batch), returning a scalar tensor or
             (tensor, dictionary of metrics).
+        negatives: For "retrieval": what a pair is told apart from. "batch": the other pairs of the batch, the best
+            without privacy. "bank": public captions, so that a pair's loss depends on no other record. "group": the
+            other pairs of a small group that is clipped as one, at twice the noise. Private training needs "bank" or
+            "group".
+        bank: For negatives "bank": public captions, which are no site's data; the names of all emoji if left out.
+        group_size: For negatives "group": pairs of a group, on average.
         metrics: Metrics of which secure aggregation tells the coordinator the mean; held-out ones are called
             "evaluation/...". The kind's usual ones if left out. Others stay at the institution.
     """
@@ -88,6 +94,9 @@ class TaskConfig(_Table):
     outlines: float = pydantic.Field(default=0.3, ge=0.0, le=1.0)
     label_smoothing: float = pydantic.Field(default=0.0, ge=0.0, lt=1.0)
     loss: EntryPoint | None = None
+    negatives: Literal["batch", "bank", "group"] = "batch"
+    bank: tuple[str, ...] = pydantic.Field(default=(), max_length=10_000)
+    group_size: int = pydantic.Field(default=8, ge=2, le=1_024)
     metrics: tuple[MetricName, ...] | None = pydantic.Field(default=None, max_length=64)
 
     @pydantic.model_validator(mode="after")
@@ -96,6 +105,12 @@ class TaskConfig(_Table):
             raise ValueError('loss: kind = "custom" needs loss = "module:function"')
         if self.kind != "custom" and self.loss is not None:
             raise ValueError('loss: a loss of your own needs kind = "custom"')
+        if self.negatives != "batch" and self.kind != "retrieval":
+            raise ValueError(f'negatives: "{self.negatives}" is for kind = "retrieval"')
+        if self.negatives != "batch" and self.image_image:
+            raise ValueError('image_image: two views are told apart within a batch, which needs negatives = "batch"')
+        if self.bank and self.negatives != "bank":
+            raise ValueError('bank: public captions are for negatives = "bank"')
         return self
 
 

@@ -49,6 +49,13 @@ class UserCodeError(CoreModelError):
     exit_code = 4
 
 
+class CoupledLossError(CoreModelError):
+    """A loss that compares the records of a batch with each other: private training can't bound one record's part."""
+
+    code = "loss-coupled"
+    exit_code = 3
+
+
 class ManifestError(CoreModelError):
     """A model, vector or checkpoint file that doesn't fit the manifest it should fit."""
 

@@ -264,7 +264,7 @@ class Daemon:
     async def _prepare(self, action: Prepare) -> None:
         # What goes wrong here (data that can't be read, a plan that the site doesn't allow) ends the daemon: see
         # _finished.
-        prepared = await asyncio.to_thread(self._bench.prepare, action.plan.learning)
+        prepared = await asyncio.to_thread(self._bench.prepare, action.plan.learning, action.plan)
         self._perform(self._agent.prepared(prepared))
 
     async def _fetch(self, action: Fetch) -> None:

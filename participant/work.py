@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wire import BlobStore
+from privacy.mechanisms.plan import PrivacyPlan
+from wire import BlobStore, RunPlan
 
 if TYPE_CHECKING:
     from core_model import GalleryRow
@@ -38,10 +39,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What a site tells the coordinator about itself: the hash of its model's manifest and its number of records."""
+    """What a site tells the coordinator about itself: the hash of its model's manifest and its number of records.
+
+    ``privacy`` stays at the site: what its part in the run costs its records.
+    """
 
     manifest_hash: bytes
     examples: int
+    privacy: PrivacyPlan | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +76,12 @@ class Workbench:
         self._trainer: LocalTrainer | None = None
         self._lock = threading.Lock()
 
-    def prepare(self, learning: dict[str, Any]) -> Prepared:
+    def prepare(self, learning: dict[str, Any], run: RunPlan | None = None) -> Prepared:
         """Build the plan's model and open the data.
+
+        Args:
+            learning: The plan's tables on model, task and training.
+            run: The plan itself, where training is private.
 
         Raises:
             Exception: an error with ``code`` and ``hint`` where the plan's learning tables, the policy or the data
@@ -84,8 +93,12 @@ class Workbench:
 
         config = validate(LearningConfig, learning, "the run's plan")
         with self._lock:
-            self._trainer = LocalTrainer(config, self.data, name=self.name, allow=self.allow)
-            return Prepared(manifest_hash=self._trainer.manifest_hash, examples=self._trainer.examples)
+            self._trainer = LocalTrainer(config, self.data, name=self.name, allow=self.allow, run=run)
+            return Prepared(
+                manifest_hash=self._trainer.manifest_hash,
+                examples=self._trainer.examples,
+                privacy=self._trainer.privacy,
+            )
 
     def perform(
         self,
@@ -112,7 +125,7 @@ class Workbench:
                 progress=progress,
                 cancelled=cancelled,
             )
-        content = result.update.data.cast("B")
+        content = result.content
         with blobs.writer(content.nbytes) as writer:
             writer.write(content)
             digest = writer.commit(sync=False)  # a lost update is trained again; only the journal must be on the disk

@@ -135,7 +135,7 @@ class _Participant:
             if isinstance(action, Say):
                 federation.to_hub(self.name, action.message)
             elif isinstance(action, Prepare):
-                future = federation.workers.submit(self.name, work.prepare, action.plan.learning)
+                future = federation.workers.submit(self.name, work.prepare, action.plan)
                 self._later(0.0, functools.partial(self._prepared, future))
             elif isinstance(action, Fetch):
                 self._later(0.0, functools.partial(self.agent.fetched, action.job))

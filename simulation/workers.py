@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from participant.work import Job, Outcome, Prepared, Workbench
-from wire import BlobStore
+from wire import BlobStore, RunPlan
 
 _T = TypeVar("_T")
 
@@ -76,9 +76,9 @@ def _call(crew: Crew, work: Callable[..., _T], arguments: tuple[Any, ...]) -> _T
     return work(bench, *arguments)
 
 
-def prepare(bench: Workbench, learning: dict[str, Any]) -> Prepared:
+def prepare(bench: Workbench, plan: RunPlan) -> Prepared:
     """See ``participant.work.Workbench.prepare``."""
-    return bench.prepare(learning)
+    return bench.prepare(plan.learning, plan)
 
 
 def perform(bench: Workbench, job: Job, base: Path, blobs: Path) -> Outcome:

@@ -67,12 +67,13 @@ class MultimodalEncoder(nn.Module):
         """Logits [n, classes] from a picture, a text, or both added with the learnt modality weights."""
         if self.classifier is None or self.modality_weights is None:
             raise ValueError("the model was built with classes = 0")
-        parts = [None if images is None else self.embed_images(images)]
-        parts.append(None if hashed is None else self.embed_texts(hashed))
-        present = [i for i, part in enumerate(parts) if part is not None]
-        records = next(len(part) for part in parts if part is not None)
-        weights = torch.softmax(self.direct(self.modality_weights, records)[:, present], 1)
-        mixed = sum(weight * parts[i] for weight, i in zip(weights.split(1, 1), present, strict=True))
+        embedded = {0: None if images is None else self.embed_images(images)}
+        embedded[1] = None if hashed is None else self.embed_texts(hashed)
+        parts = {place: part for place, part in embedded.items() if part is not None}
+        records = len(next(iter(parts.values())))
+        weights = torch.softmax(self.direct(self.modality_weights, records)[:, list(parts)], 1)
+        pairs = zip(torch.split(weights, 1, 1), parts.values(), strict=True)
+        mixed = torch.stack([weight * part for weight, part in pairs]).sum(0)
         # Unit vectors times the root of their dimension have entries near one, as the head's start expects.
         logits: torch.Tensor = self.classifier(mixed * math.sqrt(self.config.embedding))
         return logits

@@ -1,5 +1,5 @@
 """What training minimises."""
 
-from core_model.objectives.contrastive import contrastive_loss, ranks
+from core_model.objectives.contrastive import bank_losses, contrastive_loss, group_losses, ranks
 
-__all__ = ["contrastive_loss", "ranks"]
+__all__ = ["bank_losses", "contrastive_loss", "group_losses", "ranks"]

@@ -13,6 +13,59 @@ def contrastive_loss(first: torch.Tensor, second: torch.Tensor, scale: torch.Ten
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def bank_losses(
+    images: torch.Tensor,
+    texts: torch.Tensor,
+    bank: torch.Tensor,
+    same: torch.Tensor,
+    scale: torch.Tensor,
+) -> torch.Tensor:
+    """Match each picture and its own caption against a bank of public captions: one loss for each pair.
+
+    Formal Guarantees:
+        A pair's loss depends on that pair and on the bank alone. The bank's vectors carry no gradient, so they are the
+        same constants for every pair of a step.
+
+    Args:
+        images: Unit vectors [n, e] of pictures.
+        texts: Unit vectors [n, e] of their captions.
+        bank: Unit vectors [m, e] of public captions, without gradients.
+        same: bool [n, m], where a caption of the bank is the pair's own: no negative for it.
+        scale: Inverse temperature, [1] or [n].
+
+    Returns:
+        [n] The mean of two cross-entropies: the picture finds its caption, and the caption its picture, each among the
+        bank's captions.
+    """
+    own = (images * texts).sum(1, keepdim=True)
+    scale = scale.reshape(-1, 1)
+    target = torch.zeros(len(images), dtype=torch.int64)
+    total = torch.zeros(len(images))
+    for vectors in (images, texts):
+        others = (vectors @ bank.T).masked_fill(same, -torch.inf)
+        total = total + F.cross_entropy(scale * torch.cat((own, others), 1), target, reduction="none")
+    return total / 2
+
+
+def group_losses(images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The contrastive loss among the pairs of each group: one loss for each pair, coupled within its group only.
+
+    Args:
+        images: Unit vectors [n, e].
+        texts: Unit vectors [n, e].
+        groups: int64 [n].
+        scale: Inverse temperature, [1] or [n].
+    """
+    scale = scale.reshape(-1, 1)
+    apart = groups.unsqueeze(0) != groups.unsqueeze(1)
+    target = torch.arange(len(images))
+    total = torch.zeros(len(images))
+    for one, other in ((images, texts), (texts, images)):
+        logits = (scale * (one @ other.T)).masked_fill(apart, -torch.inf)
+        total = total + F.cross_entropy(logits, target, reduction="none")
+    return total / 2
+
+
 def ranks(queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
     """For each query [n, e] the rank, from 1, of the gallery's row [n, e] with the same index.
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from core_model.errors import CoupledLossError
+
 RNG_LOCK = threading.RLock()
 """Held while torch's global generator or thread number is set: both belong to the whole process."""
 
@@ -23,6 +25,15 @@ class Evaluation:
 
     metrics: dict[str, float]
     examples: int
+
+
+def coupled(task: object) -> CoupledLossError:
+    """The error of a task whose loss compares records with each other."""
+    return CoupledLossError(
+        f"{type(task).__name__}: the loss compares records with each other, so one record's influence isn't bounded.",
+        'For retrieval set negatives = "bank" (or "group") in [task]; a loss of your own has to return one value for '
+        "each record.",
+    )
 
 
 class LearningTask(abc.ABC):
@@ -47,6 +58,33 @@ class LearningTask(abc.ABC):
     @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
         """The scalar to minimise, and further figures worth reporting."""
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> Any:
+        """A training batch of these examples, for private training, which chooses them itself.
+
+        Args:
+            index: [B] At least one.
+            seed: Of random changes to the examples.
+        """
+        raise coupled(self)
+
+    def record_losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """One loss for each example of the batch, [B], for private training.
+
+        Where examples are grouped (:meth:`groups`), what is said of an example's loss holds for a group's.
+
+        Formal Guarantees:
+            An example's loss doesn't depend on the other examples of the batch; ``participant`` tests that before it
+            trains.
+
+        Raises:
+            CoupledLossError: The loss compares examples with each other.
+        """
+        raise coupled(self)
+
+    def groups(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """For each of these examples the group whose loss it shares, [B], by its own number alone; None for none."""
+        return None
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module) -> Evaluation:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -63,6 +65,20 @@ class ClassificationTask(LearningTask):
         accuracy = (logits.detach().argmax(1) == labels).float().mean().item()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._config.task.label_smoothing)
         return loss, {"accuracy": accuracy}
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> Batch:
+        """Images, hashed captions, labels of these examples."""
+        images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(index)))
+        if images is not None:
+            images = augment(images, self._config.task.augment, torch.Generator().manual_seed(seed))
+        return images, hashed, labels
+
+    def record_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of each example."""
+        assert isinstance(model, MultimodalEncoder)
+        images, hashed, labels = batch
+        logits = model.classify(images, hashed)
+        return F.cross_entropy(logits, labels, label_smoothing=self._config.task.label_smoothing, reduction="none")
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Accuracy and mean cross-entropy on the held-out examples."""

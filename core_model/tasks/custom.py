@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +17,7 @@ from torch.utils.data import Dataset, default_collate
 from core_model.config import LearningConfig, ModelConfig, TrainingConfig
 from core_model.encoder import MultimodalEncoder
 from core_model.errors import DataError, UserCodeError
-from core_model.tasks.base import Evaluation, LearningTask, index_batches, seeded_build
+from core_model.tasks.base import Evaluation, LearningTask, coupled, index_batches, seeded_build
 
 Loss = Callable[[nn.Module, Any], Any]
 _CHUNK = 256
@@ -95,9 +97,32 @@ class CustomTask(LearningTask):
         """
         result = self._loss(model, batch)
         value, figures = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+        if isinstance(value, torch.Tensor) and value.dim() == 1 and len(value):
+            value = value.mean()  # one loss for each record, as private training needs it
         if not isinstance(value, torch.Tensor) or value.dim() != 0:
-            raise UserCodeError("The loss must return a scalar tensor, or (scalar tensor, dictionary of metrics).")
+            raise UserCodeError(
+                "The loss must return a scalar tensor, or one value for each record, or a pair of that and metrics."
+            )
         return value, {str(name): float(figure) for name, figure in figures.items()}
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> Any:
+        """These examples, collated."""
+        return default_collate([self._train[int(i)] for i in index])
+
+    def record_losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Call the user's loss, which has to return one value for each record here.
+
+        Raises:
+            CoupledLossError: It returns a mean or a sum.
+        """
+        if self._loss is cross_entropy:
+            inputs, labels = batch
+            return F.cross_entropy(model(inputs), labels, reduction="none")
+        result = self._loss(model, batch)
+        value = result[0] if isinstance(result, tuple) and len(result) == 2 else result
+        if not isinstance(value, torch.Tensor) or value.dim() != 1:
+            raise coupled(self)
+        return value
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Mean loss and mean of the reported figures, weighted by batch size."""

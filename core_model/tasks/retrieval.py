@@ -6,19 +6,22 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from core_model.config import LearningConfig
 from core_model.data.examples import DataSource, Examples
+from core_model.data.public import emoji_names
 from core_model.encoder import MultimodalEncoder
 from core_model.errors import DataError
 from core_model.modalities import augment, hash_captions, outline, shrink, to_float
-from core_model.objectives import contrastive_loss, ranks
+from core_model.objectives import bank_losses, contrastive_loss, group_losses, ranks
 from core_model.seeds import derive
-from core_model.tasks.base import Evaluation, LearningTask, index_batches, seeded_build
+from core_model.tasks.base import Evaluation, LearningTask, coupled, index_batches, seeded_build
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+PrivateBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _CHUNK = 256
 
 
@@ -40,6 +43,7 @@ class RetrievalTask(LearningTask):
         assert source.train.images is not None
         self._pixels = shrink(source.train.images, config.model.image_size)
         self._hashed = [self._hash(texts) for texts in source.train.captions or ()]
+        self._hashed_bank: torch.Tensor | None = None
         self._queries = {
             name: self._hash([texts[0] for texts in part.captions or ()]) for name, part in source.evaluation.items()
         }
@@ -68,6 +72,55 @@ class RetrievalTask(LearningTask):
                 for _ in range(2 if task.image_image else 1)
             ]
             yield views[0], chosen, views[1] if task.image_image else None
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> PrivateBatch:
+        """Images, hashed captions, where the bank holds an own caption, and groups of these pairs."""
+        task = self._config.task
+        generator = torch.Generator().manual_seed(seed)
+        chooser = np.random.default_rng(derive(seed, "caption"))
+        pixels = to_float(self._pixels[torch.from_numpy(index)], self._config.model.image_size)
+        hashed = [self._hashed[i] for i in index.tolist()]
+        chosen = torch.stack([texts[int(chooser.integers(len(texts)))] for texts in hashed])
+        views = augment(outline(pixels, task.outlines, generator), task.augment, generator)
+        groups = self.groups(index)
+        return views, chosen, torch.zeros(len(index), dtype=torch.int64) if groups is None else torch.from_numpy(groups)
+
+    def groups(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Groups by a hash of the pair's own number: who is in a group doesn't depend on who else is there."""
+        task = self._config.task
+        if task.negatives != "group":
+            return None
+        expected = min(self._config.training.batch_size, self.examples)
+        count = max(1, round(expected / task.group_size))
+        return np.array([derive("group", int(item)) % count for item in index], np.int64)
+
+    def record_losses(self, model: nn.Module, batch: PrivateBatch) -> torch.Tensor:
+        """Each pair against public captions, or the pairs of each group among themselves.
+
+        Raises:
+            CoupledLossError: The negatives are the rest of the batch.
+        """
+        assert isinstance(model, MultimodalEncoder)
+        task = self._config.task
+        if task.negatives == "batch":
+            raise coupled(self)
+        views, chosen, groups = batch
+        images, texts = model.embed_images(views), model.embed_texts(chosen)
+        scale = model.scale(len(views))
+        if task.negatives == "group":
+            return group_losses(images, texts, groups, scale)
+        bank = self._bank()
+        same = _keys(chosen).unsqueeze(1) == _keys(bank).unsqueeze(0)
+        with torch.no_grad():
+            vectors = torch.cat([model.embed_texts(part) for part in torch.split(bank, _CHUNK)])
+        return bank_losses(images, texts, vectors.detach(), same, scale)
+
+    def _bank(self) -> torch.Tensor:
+        """The hashed public captions [m, t, pieces]."""
+        if self._hashed_bank is None:
+            captions = self._config.task.bank or emoji_names()
+            self._hashed_bank = self._hash(captions)
+        return self._hashed_bank
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         """Image-text InfoNCE, plus the weighted loss between two views where that is switched on."""
@@ -116,3 +169,11 @@ class RetrievalTask(LearningTask):
 
     def _hash(self, texts: Sequence[str]) -> torch.Tensor:
         return hash_captions(texts, self._config.model.text_buckets, self._config.model.text_tokens)
+
+
+def _keys(hashed: torch.Tensor) -> torch.Tensor:
+    """One number for each hashed caption [n, t, pieces]: equal captions have equal ones."""
+    flat = hashed.flatten(1)
+    # Odd multipliers (of Knuth's multiplicative hash); sums wrap mod 2^64.
+    factors = torch.arange(1, 2 * flat.shape[1], 2, dtype=torch.int64) * 2654435761
+    return (flat * factors).sum(1)

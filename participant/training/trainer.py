@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -29,6 +30,12 @@ from core_model import (
 from core_model.manifest import Vector
 from core_model.tasks import RetrievalTask
 from participant.training.optimizer import learning_rate, make_optimizer
+from participant.training.private.rounds import Integers, PrivateRounds
+from privacy.accounting.events import Placement
+from privacy.mechanisms.plan import PrivacyPlan
+from wire import RunPlan
+
+_NONE: Final = np.empty(0, np.float32)
 
 
 class TrainingCancelled(Exception):
@@ -37,11 +44,21 @@ class TrainingCancelled(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """An update float32 [d], the number of examples behind it, and the means of what the steps reported."""
+    """An update float32 [d], the number of examples behind it, and the means of what the steps reported.
+
+    Where the update carries a share of a noise, it is ``share``, int32 [d], and ``update`` is empty. Private training
+    reports no metrics.
+    """
 
     update: Vector
     examples: int
     metrics: dict[str, float]
+    share: Integers | None = None
+
+    @property
+    def content(self) -> memoryview:
+        """The bytes that the coordinator is to get, or to get into its sum."""
+        return (self.update if self.share is None else self.share).data.cast("B")
 
 
 class LocalTrainer:
@@ -56,23 +73,40 @@ class LocalTrainer:
         data: The site's data source.
         name: The participant's name; it enters the seeds.
         allow: User code that this site lets be imported.
+        run: The plan, where training is private.
 
     Raises:
         CoreModelError: If data, user code or model don't fit.
+        PrivacyError: If the plan's privacy can't be had with them.
     """
 
-    def __init__(self, config: LearningConfig, data: str, *, name: str, allow: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        config: LearningConfig,
+        data: str,
+        *,
+        name: str,
+        allow: frozenset[str] = frozenset(),
+        run: RunPlan | None = None,
+    ) -> None:
         self._config = config
         self._name = name
         self._task = make_task(config, data, allow=allow)
         self._model = self._task.build_model(0)
         self._manifest = Manifest.of(self._model)
+        private = run is not None and run.privacy.placement != "off"
+        self._private = PrivateRounds(run, config, self._task, self._model) if run is not None and private else None
         # What doesn't travel (integer buffers) starts each round as the constructor left it.
         self._local = {
             key: value.clone()
             for key, value in self._model.state_dict().items()
             if isinstance(value, torch.Tensor) and not value.is_floating_point()
         }
+
+    @property
+    def privacy(self) -> PrivacyPlan | None:
+        """The site's privacy plan for this run; None where training isn't private."""
+        return self._private.plan if self._private is not None else None
 
     @property
     def manifest_hash(self) -> bytes:
@@ -123,6 +157,8 @@ class LocalTrainer:
             ManifestError: If ``base`` doesn't fit the model.
         """
         self._manifest.check(base)
+        if self._private is not None and self._private.plan.placement is not Placement.PARTICIPANT:
+            return self._train_privately(self._private, base, seed, round_number, rounds, progress, cancelled)
         settings = self._config.training
         steps = settings.steps(self.examples)
         stream = derive(seed, "round", round_number, "participant", self._name)
@@ -152,7 +188,34 @@ class LocalTrainer:
         # A sum of squares is one pass without a temporary; only where it overflows is each element looked at.
         if not math.isfinite(float(np.dot(update, update))) and not np.isfinite(update).all():
             raise self._not_finite("update", round_number, steps)
+        if self._private is not None:
+            return TrainingResult(_NONE, self.examples, {}, self._private.share(update))
         return TrainingResult(update, self.examples, {k: v for k, v in sums.items() if math.isfinite(v)})
+
+    def _train_privately(
+        self,
+        private: PrivateRounds,
+        base: Vector,
+        seed: int,
+        round_number: int,
+        rounds: int,
+        progress: Callable[[int, int], None],
+        cancelled: Callable[[], bool],
+    ) -> TrainingResult:
+        """Noise is drawn afresh each time: the same round twice gives two updates."""
+        stream = derive(seed, "round", round_number, "participant", self._name)
+        with self._prepared(base, derive(stream, "torch")) as model:
+            update = private.train(
+                model, base, round_number=round_number, rounds=rounds, progress=progress, cancelled=cancelled
+            )
+        if update is None:
+            raise TrainingCancelled(f"round {round_number}")
+        if update.dtype == np.int32:
+            return TrainingResult(_NONE, self.examples, {}, update.astype(np.int32, copy=False))
+        update = update.astype(np.float32, copy=False)
+        if not np.isfinite(update).all():
+            raise self._not_finite("update", round_number, private.plan.steps_per_round)
+        return TrainingResult(update, self.examples, {})
 
     def evaluate(self, base: Vector) -> Evaluation:
         """Score ``base`` float32 [d] on the institution's held-out examples; figures that aren't finite are left out.

@@ -1,0 +1,5 @@
+"""The site's privacy ledger on its disk."""
+
+from participant.ledger.store import BudgetLedger
+
+__all__ = ["BudgetLedger"]

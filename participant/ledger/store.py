@@ -1,0 +1,159 @@
+"""The privacy ledger in a SQLite file of its own: synced before a call returns, appended to and never changed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from privacy.accounting.accountant import COARSE, FINE
+from privacy.accounting.events import Event, Unit
+from privacy.ledger import Balance, Book, JobInfo, Receipt, SignedEntry, SignedReceipt
+from privacy.secure_aggregation.keys import SigningKey
+from wire.database import READ_ONLY, open_at
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+HEAD: Final = "0001"
+
+lines = sa.Table(
+    "lines",
+    sa.MetaData(),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
+)
+
+_Line = tuple[str, dict[str, Any]]
+
+
+class BudgetLedger:
+    """A site's ledger: one for all its data sets, runs, models and coordinators.
+
+    Each writing method takes the database's write lock, reads what other processes have written meanwhile, decides, and
+    writes; when it returns, the line is on the disk. So two processes can't both take the last of a budget, and nothing
+    is ever counted that isn't written. All methods are safe to call from any thread.
+
+    Args:
+        path: The SQLite file, made if it isn't there.
+        key: The site's signing key, with which the ledger was begun.
+        site: The site's name.
+        clock: Seconds since the epoch; written down, never decided by.
+
+    Raises:
+        LedgerError: "ledger-broken" if a line was changed, added or removed; the message names it.
+        ConfigError, DataError, ResourceError: As for the journal.
+    """
+
+    def __init__(self, path: Path, key: SigningKey, *, site: str, clock: Callable[[], float] = time.time) -> None:
+        self._key = key
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._engine = open_at(path, HEAD, MIGRATIONS)
+        self._book = Book(site, key.public)
+        with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            self._catch_up(connection)
+
+    def open_dataset(self, dataset: str, *, records: int, unit: Unit, epsilon: float, delta: float) -> None:
+        """Give a data set its budget; nothing changes where it has it. See ``privacy.ledger.Book``."""
+        self._write(lambda book: book.open_dataset(dataset, records=records, unit=unit, epsilon=epsilon, delta=delta))
+
+    def reserve(self, task_id: str, dataset: str, job: JobInfo, events: Sequence[Event]) -> None:
+        """Reserve what a task will cost, before it is trained.
+
+        Raises:
+            BudgetError: "budget-exhausted": that isn't left.
+            LedgerError: The task was reserved for something else.
+        """
+        self._write(lambda book: book.reserve(task_id, dataset, job, events))
+
+    def charge(self, task_id: str) -> None:
+        """Spend what a task costs, before anything of its result leaves.
+
+        Raises:
+            LedgerError: It isn't reserved.
+        """
+        self._write(lambda book: book.charge(task_id))
+
+    def settle(self, task_id: str, events: Sequence[Event] | None = None) -> None:
+        """Write down what a charged task has cost in the end.
+
+        Raises:
+            LedgerError: That is more than was charged.
+        """
+        self._write(lambda book: book.settle(task_id, events))
+
+    def give_back(self, task_id: str) -> None:
+        """Free the reservation of a task whose result never left.
+
+        Raises:
+            LedgerError: It was charged: its result may have left.
+        """
+        self._write(lambda book: book.give_back(task_id))
+
+    def balance(self, dataset: str) -> Balance:
+        """A data set's budget, finely computed.
+
+        Raises:
+            LedgerError: "dataset-unknown".
+        """
+        return self.book().balance(dataset, interval=FINE)
+
+    def receipt(self, dataset: str, run_id: str, round_number: int) -> SignedReceipt:
+        """What the coordinator is shown of a data set's budget."""
+        book = self.book()
+        balance = book.balance(dataset, interval=COARSE)
+        receipt = Receipt.of(
+            balance,
+            site=book.site,
+            run_id=run_id,
+            round_number=round_number,
+            lines=book.count,
+            head=book.head,
+            at_s=self._clock(),
+        )
+        return receipt.sign(self._key)
+
+    def book(self) -> Book:
+        """The whole ledger as it is now; a view, not to be written with."""
+        with self._lock, self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            self._catch_up(connection)
+            return self._book
+
+    def entries(self) -> list[SignedEntry]:
+        """All lines."""
+        with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            return [SignedEntry(row.body, row.signature) for row in connection.execute(_from(0))]
+
+    def close(self) -> None:
+        """Release the file. Calling it twice is allowed."""
+        self._engine.dispose()
+
+    def _write(self, decide: Callable[[Book], _Line | None]) -> None:
+        with self._lock:
+            try:
+                with self._engine.begin() as connection:
+                    self._catch_up(connection)
+                    line = decide(self._book)
+                    if line is None:
+                        return
+                    number = self._book.count
+                    signed = self._book.line(self._key, self._clock(), *line)
+                    connection.execute(
+                        sa.insert(lines).values(number=number, body=signed.body, signature=signed.signature)
+                    )
+            except BaseException:
+                # What the book has taken in may not be on the disk: read it anew from there.
+                self._book = Book(self._book.site, self._book.public)
+                raise
+
+    def _catch_up(self, connection: sa.Connection) -> None:
+        rows = connection.execute(_from(self._book.count))
+        self._book.follow(SignedEntry(row.body, row.signature) for row in rows)
+
+
+def _from(number: int) -> sa.Select[Any]:
+    return sa.select(lines).where(lines.c.number >= number).order_by(lines.c.number)

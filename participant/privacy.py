@@ -1,0 +1,50 @@
+"""From a run's plan to this site's privacy plan: its own number of records, steps and noise."""
+
+from __future__ import annotations
+
+from privacy.accounting.events import Placement, Unit
+from privacy.mechanisms.clipping import ClippingRule
+from privacy.mechanisms.plan import PrivacyPlan, Share, solve
+from privacy.mechanisms.quantile import QuantileClipping
+from privacy.mechanisms.schedules import NoiseSchedule
+from wire import RunPlan
+
+
+def site_plan(
+    run: RunPlan, *, records: int, batch_size: int, steps_per_round: int, dimension: int, group_factor: int
+) -> PrivacyPlan:
+    """Solve a run's privacy for one site.
+
+    Args:
+        run: Its ``privacy`` isn't "off".
+        records: Of this site.
+        batch_size: Records of a step, where the run sets no sampling rate.
+        steps_per_round: Noisy steps of a round with local noise.
+        dimension: Numbers that are trained here.
+        group_factor: 2 where the loss compares records in groups.
+
+    Raises:
+        PrivacyError: The promise can't be kept with this site's data, and what to change.
+    """
+    spec, shared = run.privacy, run.shared_noise
+    placement = Placement(spec.placement)
+    rate = spec.sampling_rate or min(1.0, batch_size / max(records, 1))
+    return solve(
+        unit=Unit.PARTICIPANT if placement is Placement.PARTICIPANT else Unit.RECORD,
+        placement=placement,
+        target_epsilon=spec.epsilon,
+        delta=spec.delta,
+        # A site as a whole is one unit; that delta is small must be judged by the number of sites.
+        records=run.rounds.min_participants if placement is Placement.PARTICIPANT else records,
+        sampling_rate=1.0 if placement is Placement.PARTICIPANT else rate,
+        clip_norm=spec.clip_norm,
+        rounds=run.rounds.count,
+        steps_per_round=steps_per_round if placement is Placement.LOCAL else 1,
+        dimension=dimension,
+        rule=ClippingRule(kind=spec.clipping),
+        group_factor=group_factor if placement is not Placement.PARTICIPANT else 1,
+        schedule=NoiseSchedule(kind=spec.schedule, end=spec.schedule_end),
+        multiplier=shared.multiplier if shared is not None else spec.noise_multiplier,
+        adaptive=QuantileClipping(target=spec.quantile) if spec.quantile else None,
+        share=None if shared is None else Share(std=shared.share_std, honest=shared.honest, grid=shared.grid),
+    )

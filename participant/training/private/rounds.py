@@ -1,0 +1,101 @@
+"""A site's private rounds: the privacy plan, and the update that a round may give away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+
+from core_model import LearningConfig, Manifest, difference
+from core_model.manifest import Vector
+from core_model.tasks.base import LearningTask
+from participant.privacy import site_plan
+from participant.training.private.loop import ClipState, Integers, PrivateTraining, freeze_unused, participant_share
+from privacy.accounting.events import Placement
+from privacy.mechanisms.plan import PrivacyPlan
+from wire import RunPlan
+
+__all__ = ["Integers", "PrivateRounds"]
+
+
+class PrivateRounds:
+    """Private training of one run at one site.
+
+    Args:
+        run: The run's plan; its ``privacy`` isn't "off".
+        config: Its learning tables.
+        task: The site's data and loss.
+        model: As the trainer keeps it; parameters that the loss doesn't reach are frozen.
+
+    Raises:
+        PrivacyError: The promise can't be kept with this model, loss or data.
+        CoupledLossError: The loss compares records.
+    """
+
+    def __init__(self, run: RunPlan, config: LearningConfig, task: LearningTask, model: nn.Module) -> None:
+        self._run = run
+        self._config = config
+        self._task = task
+        self._clip = ClipState(run.privacy.clip_norm)
+        whole = Placement(run.privacy.placement) is Placement.PARTICIPANT
+        first = np.arange(min(task.examples, 1), dtype=np.int64)
+        self.plan: PrivacyPlan = site_plan(
+            run,
+            records=task.examples,
+            batch_size=config.training.batch_size,
+            steps_per_round=config.training.steps(task.examples),
+            dimension=Manifest.of(model).dimension if whole else freeze_unused(model, task),
+            group_factor=1 if whole or task.groups(first) is None else 2,
+        )
+        if not whole:
+            self._training(model).check()
+
+    def _training(self, model: nn.Module) -> PrivateTraining:
+        return PrivateTraining(model, self._task, self.plan, max_chunk=self._run.privacy.max_chunk)
+
+    @property
+    def limit(self) -> int:
+        """Largest integer of a share of the noise."""
+        return (1 << (self._run.privacy.value_bits - 1)) - 1
+
+    def train(
+        self,
+        model: nn.Module,
+        base: Vector,
+        *,
+        round_number: int,
+        rounds: int,
+        progress: Callable[[int, int], None],
+        cancelled: Callable[[], bool],
+    ) -> Vector | Integers | None:
+        """The update of a round for noise that is added at the record; None if ``cancelled()`` said to stop.
+
+        Args:
+            model: Holds ``base``.
+            base: float32 [d].
+            round_number: From 1.
+            rounds: Of the run.
+            progress: Called with (steps done, steps in all).
+            cancelled: Asked before each step.
+
+        Returns:
+            float32 [d] with local noise, int32 [d] with a share of it.
+        """
+        if self.plan.placement is Placement.SHARED:
+            shared = self._training(model).shared_step(self.limit)
+            progress(1, 1)
+            return None if cancelled() else shared
+        done = self._training(model).steps(
+            self._config.training,
+            round_number=round_number,
+            rounds=rounds,
+            clip=self._clip,
+            progress=progress,
+            cancelled=cancelled,
+        )
+        return difference(model, base) if done else None
+
+    def share(self, update: Vector) -> Integers:
+        """A whole update with this site's share of the noise, for placement PARTICIPANT."""
+        return participant_share(update, self.plan, self.limit)

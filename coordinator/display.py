@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from protos import control_pb2 as pb
 
 _RECENT = 5
+_PRIVACY = ("epsilon spent", "left", "at delta")
 
 
 def as_dict(status: pb.Status) -> dict[str, Any]:
@@ -60,12 +61,16 @@ def render(status: pb.Status) -> Group:
 
 def _participants(status: pb.Status) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("participant", "state", "progress", "examples", "last heard"):
-        table.add_column(name, justify="right" if name in ("examples", "last heard") else "left")
+    private = any(item.HasField("budget") for item in status.participants)
+    for name in ("participant", "state", "progress", "examples", "last heard", *(_PRIVACY if private else ())):
+        table.add_column(name, justify="left" if name in ("participant", "state", "progress") else "right")
     for item in status.participants:
         progress = f"{100 * item.done // item.total} %" if item.total else ""
         heard = "" if item.state in ("invited", "away", "revoked") else f"{item.silent_s:.0f} s ago"
-        table.add_row(item.name, item.state, progress, str(item.examples or ""), heard)
+        budget = item.budget
+        cells = (f"{budget.spent:.3g}", f"{budget.left:.3g}", f"{budget.delta:.1g}")
+        shown = cells if item.HasField("budget") else ("", "", "")
+        table.add_row(item.name, item.state, progress, str(item.examples or ""), heard, *(shown if private else ()))
     return table
 
 

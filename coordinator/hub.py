@@ -15,6 +15,7 @@ from typing import Final
 
 from coordinator import messages
 from coordinator.actions import Action, Check, Close, Find, Merge, Published, Send, Unmask, Wake
+from coordinator.budgets import checked_receipt
 from coordinator.rounds import (
     AnnounceFinish,
     AnnounceVersion,
@@ -33,6 +34,7 @@ from coordinator.rounds import (
 )
 from coordinator.run_log import Federation, RunLog
 from coordinator.store import Checkpoint, Store
+from privacy.ledger import Receipt
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.statements import PrekeyBatch, Refused, Signed, Upload, kind_of
 from protos import session_pb2 as pb
@@ -332,6 +334,8 @@ class Hub:
         body = message.WhichOneof("body")
         if body == "statement":
             return self._statement(peer, message.statement, now_s)
+        if body == "budget":
+            return self._budget(peer, message.budget)
         if isinstance(self.machine, SecureRounds) and body != "declined":
             self.count(RefusedError("protocol-order", f"{peer} sent {body} in a run with secure sums"), peer)
             return []
@@ -345,6 +349,26 @@ class Hub:
         text = "%s declined task %s: %s: %s"
         _logger.warning(text, peer, declined.task_id, error.code, error.message, extra=self._facts(peer))
         return self._carry(self.machine.rejected(peer, declined.task_id, "declined", error, now_s), now_s)
+
+    def _budget(self, peer: str, message: pb.BudgetReceipt) -> list[Action]:
+        """What the run has cost a site's data. A receipt that doesn't hold is counted; the stream goes on."""
+        try:
+            checked_receipt(peer, message, self._federation.members, self.plan.run_id)
+        except RefusedError as error:
+            self.count(error, peer)
+        else:
+            self.store.put_budget(peer, message.body, message.signature)
+        return []
+
+    def budgets(self) -> dict[str, Receipt]:
+        """Each site's last receipt in this run, by name."""
+        found = {}
+        for name, (body, signature) in self.store.budgets().items():
+            message = pb.BudgetReceipt(body=body, signature=signature)
+            # A receipt of an earlier run, or of a member that was removed since, isn't shown.
+            with contextlib.suppress(RefusedError):
+                found[name] = checked_receipt(name, message, self._federation.members, self.plan.run_id)
+        return found
 
     def _update(self, peer: str, known: Presence, message: pb.UpdateReady, now_s: float) -> list[Action]:
         contribution = Contribution(participant=peer, digest=message.update.digest.hex(), examples=message.examples)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from coordinator.store import Checkpoint, Run
-from wire import CheckpointHeader, FederationConfig, InitialModel, RunPlan, read_header
+from wire import (
+    CheckpointHeader,
+    ConfigError,
+    FederationConfig,
+    InitialModel,
+    RoundsSpec,
+    RunPlan,
+    SharedNoise,
+    read_header,
+)
 
 _READ = 1 << 20
 
@@ -29,6 +39,7 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
     if secure is not None:
         secure.encoding(max(config.rounds.min_participants, secure.min_cohort))
     header: CheckpointHeader = read_header(initial)
+    noise = shared_noise(config, header.dimension)
     digest = hashlib.sha256()
     with initial.open("rb") as file:
         while chunk := file.read(_READ):
@@ -37,16 +48,69 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
         federation=config.federation.name,
         run_id=run_id,
         learning=config.learning(),
-        rounds=config.rounds,
+        rounds=planned_rounds(config),
         aggregation=config.aggregation,
         secure=secure,
-        metrics=tuple(sorted(metrics)),
+        privacy=config.privacy,
+        shared_noise=noise,
+        metrics=told(config, metrics),
         initial=InitialModel(
             digest=digest.hexdigest(),
             size=initial.stat().st_size,
             dimension=header.dimension,
             manifest_hash=header.manifest_hash.hex(),
         ),
+    )
+
+
+def planned_rounds(config: FederationConfig) -> RoundsSpec:
+    """The rounds of a run. Where privacy forbids sites to tell scores, none are asked for."""
+    private = config.privacy.placement != "off" and not config.privacy.scores
+    return config.rounds.model_copy(update={"evaluate_every": 0}) if private else config.rounds
+
+
+def told(config: FederationConfig, metrics: Iterable[str]) -> tuple[str, ...]:
+    """The metrics whose mean a secure sum tells: in a private run none of training, which no noise protects."""
+    private = config.privacy.placement != "off"
+    return tuple(sorted(name for name in metrics if not private or (config.privacy.scores and _is_score(name))))
+
+
+def _is_score(metric: str) -> bool:
+    return metric.startswith("evaluation/")
+
+
+def shared_noise(config: FederationConfig, dimension: int) -> SharedNoise | None:
+    """The noise that the sites of a run share, solved for its budget; None where they don't.
+
+    The smallest sum that may be published, less the sites that are taken to be corrupt, still has all of it.
+
+    Raises:
+        ConfigError: The budget can't be kept, or the numbers don't fit the ring.
+    """
+    spec, rounds, secure = config.privacy, config.rounds, config.secure_aggregation
+    if not spec.distributed:
+        return None
+    participants = max(rounds.min_participants, secure.min_cohort)
+    honest = spec.honest(participants, secure.corrupt_percent, secure.min_cohort)
+    multiplier = spec.noise_multiplier
+    if not multiplier:
+        from privacy.mechanisms.calibration import noise_multiplier_for
+        from privacy.mechanisms.errors import PrivacyError
+
+        try:
+            multiplier = noise_multiplier_for(spec.epsilon, spec.delta, spec.sampling_rate or 1.0, rounds.count)
+        except PrivacyError as error:
+            raise ConfigError(f"[privacy] {error.message}", error.hint) from None
+    batch = float(config.training.get("batch_size", 1)) if spec.placement == "shared" else 1.0
+    grid, value_bits = spec.lattice(dimension, batch, multiplier / math.sqrt(honest))
+    sensitivity = spec.clip_norm + grid * math.sqrt(dimension)
+    return SharedNoise(
+        multiplier=multiplier,
+        share_std=multiplier * sensitivity / math.sqrt(honest) * (1 + 1e-9),
+        honest=honest,
+        grid=grid,
+        quantum=grid / batch,
+        value_bits=value_bits,
     )
 
 
@@ -73,12 +137,14 @@ def next_run_id(federation: str, latest: Run | None) -> str:
 def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
     """Which sections of the configuration no longer say what the run's plan says; empty if it is the same run."""
     changed = []
-    if config.rounds != plan.rounds:
+    if planned_rounds(config) != plan.rounds:
         changed.append("rounds")
     if config.aggregation != plan.aggregation:
         changed.append("aggregation")
     if plan.secure is not None and config.secure_aggregation != plan.secure:
         changed.append("secure_aggregation")
+    if config.privacy != plan.privacy:
+        changed.append("privacy")
     mine = config.learning()
     changed += [name for name in sorted(mine) if mine[name] != plan.learning.get(name)]
     return changed

@@ -28,7 +28,7 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
         rounds=hub.plan.rounds.count,
         version=state.version,
         model=session_pb2.Blob(digest=bytes.fromhex(state.digest), size=state.size),
-        participants=[_participant(hub, member, current, now_s) for member in hub.store.members()],
+        participants=_participants(hub, current, now_s),
         history=[_round(item, now_s) for item in state.rounds],
         refusals=refusals,
         message=message,
@@ -57,6 +57,27 @@ def phase(hub: Hub) -> str:
     if current.sealed:
         return "merging"
     return "training" if current.purpose == "train" else "evaluating"
+
+
+def _participants(hub: Hub, current: Round | None, now_s: float) -> list[pb.ParticipantStatus]:
+    budgets = hub.budgets() if hub.plan.privacy.placement != "off" else {}
+    found = []
+    for member in hub.store.members():
+        status = _participant(hub, member, current, now_s)
+        receipt = budgets.get(member.name)
+        if receipt is not None:
+            status.budget.CopyFrom(
+                pb.BudgetStatus(
+                    spent=receipt.spent,
+                    left=receipt.left,
+                    budget=receipt.budget,
+                    delta=receipt.delta,
+                    unit=str(receipt.unit),
+                    round=receipt.round,
+                )
+            )
+        found.append(status)
+    return found
 
 
 def _participant(hub: Hub, member: Member, current: Round | None, now_s: float) -> pb.ParticipantStatus:

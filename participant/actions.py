@@ -95,6 +95,7 @@ class MaskUpdate:
     terms: tuple[MaskTerm, ...]
     record: TaskRecord
     seed: int
+    integers: bool  # the trained update is integers with a share of a noise
 
 
 @dataclasses.dataclass(frozen=True)

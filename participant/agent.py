@@ -25,11 +25,13 @@ from participant.actions import (
     Stop,
     Work,
 )
+from participant.budget import SiteBudget
 from participant.membership import PinnedMembers
 from participant.rules import SiteRules
 from participant.secure import SecureSums
 from participant.store import ParticipantStore, TaskRecord, TaskState
 from participant.work import Job, Outcome, Prepared
+from privacy.ledger import LedgerError
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import End
 from protos import session_pb2 as pb
@@ -54,6 +56,7 @@ class Agent:
         rules: What the site demands of a run.
         software: What it calls itself to the operator.
         clock: Seconds since the epoch; read for the deadlines of secure sums alone.
+        budget: The site's privacy budget; without it private runs are refused.
     """
 
     def __init__(
@@ -66,12 +69,14 @@ class Agent:
         rules: SiteRules,
         software: str,
         clock: Callable[[], float] = time.time,
+        budget: SiteBudget | None = None,
     ) -> None:
         self.name = name
         self.members = members
         self.lease_s = 30.0
         self.secure = SecureSums(name, key, members.list, rules.secure, store, clock)
         self._rules = rules
+        self._budget = budget
         self._store = store
         self._software = software
         self._plan: RunPlan | None = None
@@ -132,6 +137,11 @@ class Agent:
     def prepared(self, prepared: Prepared) -> list[Action]:
         """Model and data are ready."""
         self._prepared = prepared
+        if self._budget is not None and self._plan is not None:
+            try:
+                self._budget.begin(self._plan, prepared.privacy, prepared.examples)
+            except LedgerError as error:
+                return [Stop(RefusedError(error.code, error.message, error.hint))]
         return self._say_ready()
 
     def interrupted(self, job: Job) -> None:
@@ -228,6 +238,7 @@ class Agent:
                     f"run {plan.run_id} asks for plain averaging, in which the coordinator sees this site's updates",
                     "To allow that, set allow_plain = true in this site's participant.toml.",
                 )
+            self._check_privacy(plan)
         except RefusedError as error:
             return [Stop(error)]
         if message.lease_s > 0:
@@ -237,6 +248,17 @@ class Agent:
         self._plan, self._prepared = plan, None
         _log.info("run %s: %s", plan.run_id, plan.visibility)
         return [Prepare(plan)]
+
+    def _check_privacy(self, plan: RunPlan) -> None:
+        placement = plan.privacy.placement
+        if placement in ("off", "participant") and self._rules.privacy.required:
+            raise RefusedError(
+                "policy",
+                f"run {plan.run_id} adds no noise for this site's records, which the site requires",
+                "To take part all the same, set required = false in [privacy] of this site's participant.toml.",
+            )
+        if placement != "off" and self._budget is None:
+            raise RefusedError("policy", f"run {plan.run_id} is private, and this site keeps no privacy ledger")
 
     def _members_shown(self, message: pb.Members) -> list[Action]:
         try:
@@ -284,8 +306,11 @@ class Agent:
             base_digest=message.base.digest,
             base_size=message.base.size,
             seed=message.seed,
-            evaluate=message.evaluate or message.kind == pb.TASK_KIND_EVALUATE,
+            evaluate=self._tells_scores() and (message.evaluate or message.kind == pb.TASK_KIND_EVALUATE),
         )
+        if not job.train and not job.evaluate:
+            text = "this run is private, and its plan doesn't let sites tell scores on held-out records"
+            return [_declined(job.task_id, "scores-private", text)]
         try:
             record = self._store.accept(job)
         except ValueError as error:
@@ -297,10 +322,31 @@ class Agent:
         self.secure.begin(job, self._plan)
         if record.state in _WITH_RESULT:
             return actions + self._deliver(record)
+        if (refused := self._pay(job, release=False)) is not None:
+            return [*actions, refused]
         self._stage = "downloading"
         return [*actions, Fetch(job)]
 
+    def _tells_scores(self) -> bool:
+        return self._plan is None or self._plan.privacy.placement == "off" or self._plan.privacy.scores
+
+    def _pay(self, job: Job, *, release: bool) -> Say | None:
+        """Reserve, or spend, what a task costs; the refusal of the task where that isn't there."""
+        if self._budget is None:
+            return None
+        try:
+            self._budget.pay(job, release=release)
+        except LedgerError as error:
+            _log.error("task %s: %s %s", job.task_id, error.message, error.hint)
+            self._settle(job.task_id, accepted=False, code=error.code)
+            # Who asked learns the figures of the budget, which say nothing about a record.
+            return _declined(job.task_id, error.code, error.message)
+        return None
+
     def _deliver(self, record: TaskRecord) -> list[Action]:
+        # Money is spent before the goods are handed over.
+        if self._active is not None and (refused := self._pay(self._active, release=True)) is not None:
+            return [refused]
         if self._summed():
             self._stage = "summing"
             return self.secure.trained(record)
@@ -316,8 +362,18 @@ class Agent:
             _log.info("task %s was accepted", message.task_id)
         else:
             _log.warning("task %s was not accepted: %s: %s", message.task_id, message.code, message.message)
+        job = self._active if self._active is not None and self._active.task_id == message.task_id else None
         self._settle(message.task_id, accepted=message.accepted, code=message.code)
-        return []
+        return self._settled(job) if message.accepted and job is not None else []
+
+    def _settled(self, job: Job) -> list[Action]:
+        """A task's result is in the model: settle with the ledger, and tell the coordinator what is left."""
+        if self._budget is None:
+            return []
+        receipt = self._budget.taken(job, *self.secure.published(job.round))
+        if receipt is None:
+            return []
+        return [Say(pb.FromParticipant(budget=pb.BudgetReceipt(body=receipt.body, signature=receipt.signature)))]
 
     def _cancel(self, message: pb.Cancel) -> list[Action]:
         _log.info("task %s was called off: %s", message.task_id, message.reason)
@@ -328,6 +384,8 @@ class Agent:
         record = self._store.get(task_id)
         if record is not None and (not accepted or record.state in _WITH_RESULT):
             self._store.settled(task_id, accepted, code)
+        if self._budget is not None and not accepted and self._active is not None and self._active.task_id == task_id:
+            self._budget.dropped(self._active)
         if self._active is not None and self._active.task_id == task_id:
             self._active, self._stage = None, "idle"
 

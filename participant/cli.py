@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from participant.budget_cli import app as budget_app
+
 if TYPE_CHECKING:
     from participant.actions import Finished
     from participant.site import Site
 
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation with this site's data.", add_completion=False)
+app.add_typer(budget_app, name="budget")
 
 _DEFAULT_HOME = Path("~/.fedloom/participant")
 _Home = Annotated[Path, typer.Option("--home", help="The site's folder: identity, configuration, journal.")]
@@ -115,17 +118,20 @@ def run(
 
 async def _run(site: Site, *, once: bool) -> Finished | None:
     from participant.daemon import Daemon
-    from participant.site import BLOBS, JOURNAL
+    from participant.ledger import BudgetLedger
+    from participant.site import BLOBS, JOURNAL, LEDGER
     from participant.store import ParticipantStore
     from wire import BlobStore, software, until_stopped
 
     store = ParticipantStore(site.folder / JOURNAL)
     blobs = BlobStore(site.folder / BLOBS, reserve_bytes=site.config.reserve_mb << 20)
-    daemon = Daemon(site, store, blobs, software=software())
+    ledger = BudgetLedger(site.folder / LEDGER, site.signing_key, site=site.name)
+    daemon = Daemon(site, store, blobs, ledger, software=software())
     try:
         return await until_stopped(daemon.run(once=once))
     finally:
         await daemon.close()
+        ledger.close()
         store.close()
 
 

@@ -29,6 +29,8 @@ from participant.actions import (
     Work,
 )
 from participant.agent import Agent
+from participant.budget import SiteBudget
+from participant.ledger import BudgetLedger
 from participant.masking import MASKS, Masking
 from participant.membership import PinnedMembers
 from participant.site import Site
@@ -76,16 +78,22 @@ class Daemon:
         site: Its folder: identity, addresses, data, policy.
         store: Its journal; closed by the caller.
         blobs: Models and updates on its disk.
+        ledger: Its privacy ledger; closed by the caller.
         software: What it calls itself to the operator.
     """
 
-    def __init__(self, site: Site, store: ParticipantStore, blobs: BlobStore, *, software: str) -> None:
+    def __init__(
+        self, site: Site, store: ParticipantStore, blobs: BlobStore, ledger: BudgetLedger, *, software: str
+    ) -> None:
         store.prune(_JOURNAL_TASKS)
         self._site = site
         self._store = store
         self._blobs = blobs
         members = PinnedMembers.load(store, site.federation, site.root)
-        self._agent = Agent(site.name, store, members, key=site.signing_key, rules=site.rules, software=software)
+        budget = SiteBudget(ledger, site.config.data, site.rules.privacy, site.config.session_address)
+        self._agent = Agent(
+            site.name, store, members, key=site.signing_key, rules=site.rules, software=software, budget=budget
+        )
         self._masking = Masking(site.folder / MASKS, site.name, store, blobs)
         self._bench = Workbench(site.name, site.config.data, frozenset(site.config.allow))
         self._outgoing: asyncio.Queue[pb.FromParticipant] = asyncio.Queue()

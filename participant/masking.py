@@ -21,6 +21,7 @@ from participant.actions import ExpandMask, MaskUpdate
 from participant.store import ParticipantStore, TaskRecord, TaskState
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.encoding import Encoder
+from privacy.secure_aggregation.integers import IntegerEncoder
 from privacy.secure_aggregation.masking import dither_seed, expand_mask, masked_upload, split_mask
 from privacy.secure_aggregation.sharing import MaskTerm
 from privacy.secure_aggregation.tail import encode_tail
@@ -86,14 +87,14 @@ class Masking:
             content = np.fromfile(self._mask(context.hash), np.uint8)
         except OSError as error:
             raise DataError(f"the mask of round {context.round} is gone: {error.strerror}") from error
-        encoder = lost = None
+        encoder: Encoder | IntegerEncoder | None = None
+        lost: NDArray[np.float32] | None = None
         if context.purpose == "train":
-            update = self._update(record)
-            kept = residuals.before(self._store)
-            lost = np.empty(context.dimension, np.float32)
-            dither = dither_seed(action.seed, context.round, self._name)
-            encoder = context.encoding.encoder(update, record.examples, dither, kept)
-            _warn_of_clipping(context, encoder, update)
+            if action.integers:
+                encoder = IntegerEncoder(context.encoding, self._update(record).view("<i4"))
+            else:
+                lost = np.empty(context.dimension, np.float32)
+                encoder = self._rounded(action, residuals.before(self._store))
         values = {**record.metrics, **{EVALUATION + name: value for name, value in record.evaluation.items()}}
         wanted = {name: value for name, value in values.items() if name in context.metrics}
         tail = encode_tail(context.layout, context.encoding.weight(record.examples), wanted)
@@ -117,6 +118,15 @@ class Masking:
 
     def _mask(self, context: bytes) -> Path:
         return self._folder / f"{context.hex()}.mask"
+
+    def _rounded(self, action: MaskUpdate, kept: NDArray[np.float32] | None) -> Encoder:
+        """The encoder that rounds an update at random, what rounding lost before included."""
+        context, record = action.context, action.record
+        update = self._update(record)
+        dither = dither_seed(action.seed, context.round, self._name)
+        encoder = context.encoding.encoder(update, record.examples, dither, kept)
+        _warn_of_clipping(context, encoder, update)
+        return encoder
 
     def _update(self, record: TaskRecord) -> NDArray[np.float32]:
         path = self._blobs.path(record.update_digest)

@@ -47,6 +47,7 @@ class SecureSums:
         self._clock = clock
         self._task: tuple[Assignment, TaskRecord | None] | None = None
         self._owed = self._machine.restore(store.notes())
+        self._integers = False
         self.refusal = ""
         self.digest = b""
 
@@ -62,6 +63,7 @@ class SecureSums:
     def begin(self, job: Job, plan: RunPlan) -> None:
         """This task is in hand."""
         self._task = (_assignment(job, plan), None)
+        self._integers = plan.shared_noise is not None
 
     def trained(self, record: TaskRecord) -> list[Action]:
         """The task in hand has its result in the journal."""
@@ -92,6 +94,11 @@ class SecureSums:
         """The masked update is on this site's disk."""
         return self._carry(self._machine.masked(context, digest))
 
+    def published(self, round_number: int) -> tuple[int, int]:
+        """How many were asked for a round's sum and how many are in it, as this site has signed; 0 if it hasn't."""
+        number, participants, survivors = self._machine.published
+        return (participants, survivors) if number == round_number else (0, 0)
+
     def in_hand(self, context: bytes) -> bool:
         """Whether this attempt still goes on here."""
         return self._machine.in_hand(context)
@@ -118,7 +125,7 @@ class SecureSums:
             return [ExpandMask(work.context, work.terms)]
         if isinstance(work, Mask):
             assert self._task is not None and self._task[1] is not None
-            return [MaskUpdate(work.context, work.terms, self._task[1], self._task[1].seed)]
+            return [MaskUpdate(work.context, work.terms, self._task[1], self._task[1].seed, self._integers)]
         if isinstance(work, Deliver):
             self.digest = work.digest
             size = work.context.encoding.upload_bytes(work.context.dimension, work.context.layout)

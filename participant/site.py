@@ -10,7 +10,7 @@ from typing import Final
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field
 
-from participant.rules import SiteRules
+from participant.rules import PrivacyRules, SiteRules
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.policy import SitePolicy
 from wire import (
@@ -28,6 +28,7 @@ from wire.federation import PublicKey
 
 CONFIG: Final = "participant.toml"
 JOURNAL: Final = "journal.sqlite"
+LEDGER: Final = "ledger.sqlite"
 BLOBS: Final = "blobs"
 IDENTITY: Final = "identity"
 
@@ -60,6 +61,20 @@ class SecureRules(BaseModel):
         return SitePolicy(**self.model_dump())
 
 
+class PrivacyBudget(BaseModel):
+    """A site's privacy budget (``participant.rules.PrivacyRules``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    required: bool = Field(default=False, description="Take part only in runs that add noise for each record.")
+    epsilon: float = Field(
+        default=10.0, gt=0, le=1_000, description="What each data set may pay in all, over all runs and coordinators."
+    )
+    delta: float = Field(
+        default=0.0, ge=0, lt=0.1, description="Of that promise; 0 takes a tenth of 1 / records, at most 1e-5."
+    )
+
+
 class SiteConfig(BaseModel):
     """The contents of ``participant.toml``: the site's own file, which nothing from the network changes."""
 
@@ -81,6 +96,9 @@ class SiteConfig(BaseModel):
     )
     secure_aggregation: SecureRules = Field(
         default=SecureRules(), description="What this site demands of secure sums; no coordinator can override it."
+    )
+    privacy: PrivacyBudget = Field(
+        default=PrivacyBudget(), description="The privacy budget of this site's data; no coordinator can override it."
     )
 
 
@@ -109,7 +127,11 @@ class Site:
     @property
     def rules(self) -> SiteRules:
         """What this site demands of a run."""
-        return SiteRules(allow_plain=self.config.allow_plain, secure=self.config.secure_aggregation.policy())
+        return SiteRules(
+            allow_plain=self.config.allow_plain,
+            secure=self.config.secure_aggregation.policy(),
+            privacy=PrivacyRules(**self.config.privacy.model_dump()),
+        )
 
     @property
     def root(self) -> bytes:

@@ -134,6 +134,7 @@ class ParticipantStatus(_message.Message):
     EXAMPLES_FIELD_NUMBER: _builtins.int
     SILENT_S_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _builtins.str
     """"invited", "away", "idle", "downloading", "training", "evaluating", "uploading", "done", "revoked" """
@@ -147,6 +148,10 @@ class ParticipantStatus(_message.Message):
     """seconds since it last said something"""
     certificate_expires: _builtins.str
     """RFC 3339"""
+    @_builtins.property
+    def budget(self) -> Global___BudgetStatus:
+        """of its data, where the run is private and it has said so"""
+
     def __init__(
         self,
         *,
@@ -158,14 +163,56 @@ class ParticipantStatus(_message.Message):
         examples: _builtins.int = ...,
         silent_s: _builtins.float = ...,
         certificate_expires: _builtins.str = ...,
+        budget: Global___BudgetStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_expires", b"certificate_expires", "done", b"done", "examples", b"examples", "name", b"name", "round", b"round", "silent_s", b"silent_s", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "certificate_expires", b"certificate_expires", "done", b"done", "examples", b"examples", "name", b"name", "round", b"round", "silent_s", b"silent_s", "state", b"state", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ParticipantStatus: _TypeAlias = ParticipantStatus  # noqa: Y015
+
+@_typing.final
+class BudgetStatus(_message.Message):
+    """A site's privacy budget, recomputed from the events of its last signed receipt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPENT_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    spent: _builtins.float
+    """epsilon, over all runs"""
+    left: _builtins.float
+    """epsilon"""
+    budget: _builtins.float
+    """epsilon that the site allows"""
+    delta: _builtins.float
+    unit: _builtins.str
+    """"record", "person" or "participant" """
+    round: _builtins.int
+    """after which the receipt was written"""
+    def __init__(
+        self,
+        *,
+        spent: _builtins.float = ...,
+        left: _builtins.float = ...,
+        budget: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        unit: _builtins.str = ...,
+        round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "delta", b"delta", "left", b"left", "round", b"round", "spent", b"spent", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetStatus: _TypeAlias = BudgetStatus  # noqa: Y015
 
 @_typing.final
 class RoundStatus(_message.Message):

@@ -57,6 +57,7 @@ class FromParticipant(_message.Message):
     LEAVE_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_in(self) -> Global___CheckIn: ...
     @_builtins.property
@@ -73,6 +74,8 @@ class FromParticipant(_message.Message):
     def ready(self) -> Global___Ready: ...
     @_builtins.property
     def statement(self) -> Global___Statement: ...
+    @_builtins.property
+    def budget(self) -> Global___BudgetReceipt: ...
     def __init__(
         self,
         *,
@@ -84,12 +87,13 @@ class FromParticipant(_message.Message):
         leave: Global___Leave | None = ...,
         ready: Global___Ready | None = ...,
         statement: Global___Statement | None = ...,
+        budget: Global___BudgetReceipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready", "statement"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready", "statement", "budget"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -175,6 +179,34 @@ class Statement(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Statement: _TypeAlias = Statement  # noqa: Y015
+
+@_typing.final
+class BudgetReceipt(_message.Message):
+    """What this run has cost the site's data so far, signed with its key. The body is canonical (privacy.ledger.receipts): the
+    events that were paid for, the budget, and the head of the site's own ledger. Follows each round of a private run.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    body: _builtins.bytes
+    """at most 64 KiB"""
+    signature: _builtins.bytes
+    """64 bytes, Ed25519"""
+    def __init__(
+        self,
+        *,
+        body: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetReceipt: _TypeAlias = BudgetReceipt  # noqa: Y015
 
 @_typing.final
 class CheckIn(_message.Message):

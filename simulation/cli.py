@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -38,6 +39,10 @@ def simulate(
     allow: Annotated[
         list[str] | None, typer.Option("--allow", help="A Python entry point (module:function) sites may import.")
     ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option("--epsilon", help="Protect each record with noise, within this privacy budget for the run."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
     """Run a whole federation on this machine and write a report.
@@ -53,6 +58,8 @@ def simulate(
     settings = settings.changed(
         rounds={"count": rounds, "seed": seed}, simulation={"workers": workers, "compare_local": compare}
     )
+    if epsilon is not None:
+        settings = _private(settings, epsilon)
     command = "fedloom " + shlex.join(sys.argv[1:] or ["simulate"])
     with _progress(settings, as_json=as_json) as watch:
         result = run(settings, out, watch, command=command, allow=frozenset(allow or ()))
@@ -65,6 +72,7 @@ def simulate(
                 "plan_hash": record.plan_hash,
                 "final": record.final,
                 "local_only": record.local_only,
+                "budgets": [dataclasses.asdict(item) for item in record.budgets],
                 "report": str(out / REPORT),
                 "seconds": round(record.wall_seconds, 1),
             }
@@ -97,6 +105,19 @@ def init(
         typer.echo(f"Wrote {path}. Try it with:  fedloom simulate --config {path}")
 
 
+def _private(settings: FederationConfig, epsilon: float) -> FederationConfig:
+    """The same federation with a privacy budget: the configuration's placement, or noise at each site.
+
+    Scores are told all the same, for the report: on one machine nobody is hidden from.
+    """
+    placement = settings.privacy.placement if settings.privacy.placement != "off" else "local"
+    task = settings.task
+    if task.get("kind", "retrieval") == "retrieval" and task.get("negatives", "batch") == "batch":
+        # A loss that compares the records of a batch can't be private; public captions take their place.
+        task = {**task, "negatives": "bank"}
+    return settings.changed(privacy={"placement": placement, "epsilon": epsilon, "scores": True}, task=task)
+
+
 def _summary(record: Any, page: Path) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -115,11 +136,25 @@ def _summary(record: Any, page: Path) -> None:
     console.print(f"\n{metric.label[0].upper()}{metric.label[1:]}:", highlight=False)
     console.print(table)
     console.print(record.visibility, highlight=False, style="dim")
+    if record.budgets:
+        console.print(_budgets(record))
     console.print(
         f"Final model {record.model.digest[:16]}…, version {record.model.version}, "
         f"{record.wall_seconds:.0f} s. Report: {page}",
         highlight=False,
     )
+
+
+def _budgets(record: Any) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("institution", "epsilon spent", "left", "at delta", "protects one of"):
+        table.add_column(column, justify="left" if column == "institution" else "right")
+    for item in record.budgets:
+        protected = f"{item.records} {item.unit}s"
+        table.add_row(item.name, f"{item.spent:.3g}", f"{item.left:.3g}", f"{item.delta:.1g}", protected)
+    return table
 
 
 def _number(value: float | None, unit: str) -> str:

@@ -41,3 +41,8 @@ class VirtualClock:
         while self._queue and not done():
             self.now_s, _, what = heapq.heappop(self._queue)
             what()
+
+    def settle(self) -> None:
+        """Let happen what is due now, and what follows from it at once: messages that are on their way."""
+        while self._queue and self._queue[0][0] <= self.now_s:
+            heapq.heappop(self._queue)[2]()

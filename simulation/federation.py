@@ -38,9 +38,12 @@ from participant.actions import (
 )
 from participant.actions import Action as AgentAction
 from participant.agent import Agent
+from participant.budget import SiteBudget
+from participant.ledger import BudgetLedger
 from participant.masking import MASKS, Masking
 from participant.membership import PinnedMembers
-from participant.rules import SiteRules
+from participant.rules import PrivacyRules, SiteRules
+from participant.site import LEDGER
 from participant.store import ParticipantStore
 from participant.work import Job, Outcome, Prepared
 from privacy.secure_aggregation.errors import SecureAggregationError
@@ -108,10 +111,15 @@ class _Participant:
         self.store = ParticipantStore(folder / "journal.sqlite")
         self.blobs = BlobStore(folder / "blobs")
         self.signing_key = federation.identities.participants[self.name]
+        self.ledger = BudgetLedger(
+            folder / LEDGER, self.signing_key, site=self.name, clock=lambda: federation.clock.now_s
+        )
         # The list doesn't grow while a simulation runs, so nothing has to be kept.
         pinned = PinnedMembers(federation.identities.members, lambda entries: None)
         # On one machine there is nobody to hide from: plain averaging is allowed if the configuration asks for it.
-        rules = SiteRules(allow_plain=True)
+        spec = federation.plan.privacy
+        rules = SiteRules(allow_plain=True, privacy=PrivacyRules(epsilon=spec.epsilon, delta=spec.delta))
+        budget = SiteBudget(self.ledger, institution.data, rules.privacy, federation.plan.federation)
         clock = federation.clock
         self.agent = Agent(
             self.name,
@@ -121,6 +129,7 @@ class _Participant:
             rules=rules,
             software=software(),
             clock=lambda: clock.now_s,
+            budget=budget,
         )
         self.masking = Masking(folder / MASKS, self.name, self.store, self.blobs)
         self.examples = 0
@@ -276,6 +285,7 @@ class Federation:
                 f"the simulation can't go on: {self.hub.machine.waiting_for()} {self._complaints()}".strip(),
                 "Lower [rounds] min_updates, or repair what the participants complain about.",
             )
+        self.clock.settle()  # the last receipts, and what the participants answer
         return state
 
     def _stuck(self) -> bool:
@@ -300,6 +310,7 @@ class Federation:
         for participant in self.participants.values():
             participant.masking.close()
             participant.store.close()
+            participant.ledger.close()
 
     def to_hub(self, name: str, message: pb.FromParticipant) -> None:
         """The network, one way: a message as bytes, delivered in order."""

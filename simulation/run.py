@@ -84,7 +84,7 @@ def simulate(
             try:
                 state = federation.run()
                 model = federation.blobs.path(bytes.fromhex(state.digest))
-                alone = _alone(federation, initial, folder, config, watch) if config.simulation.compare_local else {}
+                alone = _alone(federation, initial, folder, config, watch) if _compared(config) else {}
                 gallery = _gallery(workers, [crew.name for crew in crews], model)
                 shutil.copyfile(model, out / MODEL)
                 record = _record(federation, state, started=started, command=command, alone=alone, gallery=gallery)
@@ -107,6 +107,11 @@ def _initial(bench: Workbench, learning: LearningConfig, seed: int, path: Path) 
 
     initial_checkpoint(learning, seed, path, data=bench.data, allow=bench.allow)
     return path
+
+
+def _compared(config: FederationConfig) -> bool:
+    """Whether each institution is also trained alone. Shared noise has no meaning for one that is alone."""
+    return config.simulation.compare_local and not config.privacy.distributed
 
 
 def _alone(
@@ -187,6 +192,18 @@ def _record(
         other_metrics=tuple(metrics[1:]),
         gallery=tuple(gallery),
         visibility=plan.visibility,
+        budgets=tuple(
+            report.Budget(
+                name=name,
+                unit=str(receipt.unit),
+                spent=receipt.spent,
+                left=receipt.left,
+                budget=receipt.budget,
+                delta=receipt.delta,
+                records=receipt.records,
+            )
+            for name, receipt in sorted(federation.hub.budgets().items())
+        ),
     )
 
 

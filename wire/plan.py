@@ -174,6 +174,7 @@ class SharedNoise(Frozen):
     honest: int = Field(ge=1, description="Honest sites that the smallest sum holds.")
     grid: float = Field(gt=0.0, description="What one integer is worth to a site, in the gradients' units.")
     quantum: float = Field(gt=0.0, description="What one integer is worth in the mean update.")
+    value_bits: int = Field(ge=2, le=30, description="Bits of one site's integers.")
 
 
 class InitialModel(Frozen):
@@ -254,7 +255,7 @@ class RunPlan(Frozen):
         if self.secure is None:
             raise ValueError("plain averaging has no ring")
         if self.shared_noise is not None:
-            return self.privacy.encoding(participants, self.shared_noise.quantum)
+            return self.privacy.encoding(participants, self.shared_noise.quantum, self.shared_noise.value_bits)
         return self.secure.encoding(participants)
 
     def canonical(self) -> bytes:

@@ -74,7 +74,7 @@ class PrivacySpec(Frozen):
         default=27,
         ge=16,
         le=30,
-        description="Bits of one site's integers in a sum with shared noise; 27 leave room for 32 sites.",
+        description="The most bits of one site's integers in a sum with shared noise; 27 leave room for 32 sites.",
     )
     max_chunk: int = Field(
         default=256, ge=1, le=1_000_000, description="Records that pass through the model at a time; bounds the memory."
@@ -92,6 +92,8 @@ class PrivacySpec(Frozen):
             raise ValueError("sampling_rate: with noise for participants every site takes part; leave it out")
         if self.quantile and self.placement != "local":
             raise ValueError('quantile: only placement = "local" can let the clipping norm follow the data')
+        if self.distributed and self.schedule != "constant":
+            raise ValueError('schedule: only placement = "local" can change the noise over the run')
         if self.quantile and self.clipping == "automatic":
             raise ValueError("quantile: automatic clipping has no norm that could follow the data")
         if self.schedule == "constant" and self.schedule_end != 1.0:
@@ -121,12 +123,12 @@ class PrivacySpec(Frozen):
         numbers = thresholds(participants, corrupt_percent, min_cohort)
         return numbers.floor - numbers.corrupt
 
-    def grid(self, dimension: int, batch: float, share_multiplier: float) -> float:
-        """The lattice on which shares of the noise are drawn.
+    def lattice(self, dimension: int, batch: float, share_multiplier: float) -> tuple[float, int]:
+        """The lattice on which shares of the noise are drawn: what one integer is worth, and the bits of a site's.
 
         Args:
             dimension: d.
-            batch: Records of a step at one site, at most as expected; 1 for whole updates.
+            batch: Records of a step at one site, at most as expected; unused for whole updates.
             share_multiplier: Standard deviation of a site's share, relative to the clipping norm.
 
         Raises:
@@ -136,31 +138,35 @@ class PrivacySpec(Frozen):
         longest = batch + 6.0 * math.sqrt(batch) if self.placement == "shared" else 1.0
         reach = self.clip_norm * (longest + _TAILS * share_multiplier)
         finest = reach / ((1 << (self.value_bits - 1)) - 1)
-        wanted = self.clip_norm * _SLACK / math.sqrt(dimension)
-        if finest * math.sqrt(dimension) > self.clip_norm * _COARSEST_SLACK:
+        grid = max(finest, self.clip_norm * _SLACK / math.sqrt(dimension))
+        if (
+            grid * math.sqrt(dimension) > self.clip_norm * _COARSEST_SLACK
+            or self.clip_norm * share_multiplier < 8 * grid
+        ):
             raise ConfigError(
                 f"[privacy] value_bits = {self.value_bits} leave no room for sums of {longest:.0f} gradients of "
                 f"{dimension} parameters",
                 "Raise value_bits (30 at most; fewer sites fit into a sum then), or lower sampling_rate.",
             )
-        return max(finest, wanted)
+        return grid, min(self.value_bits, math.ceil(math.log2(reach / grid + 2.0)) + 1)
 
-    def encoding(self, participants: int, quantum: float) -> Encoding:
+    def encoding(self, participants: int, quantum: float, value_bits: int) -> Encoding:
         """How integers on the lattice travel: as they are, 32 bits each, every site with weight 1.
 
         Args:
             participants: Of the roster.
             quantum: What one unit of the lattice is worth in the mean.
+            value_bits: Of one site's integers.
 
         Raises:
             ConfigError: The sum of so many participants needs more bits.
         """
-        limit = (1 << (self.value_bits - 1)) - 1
+        limit = (1 << (value_bits - 1)) - 1
         try:
             encoding = Encoding(
                 ring_bits=32,
                 wire_bits=_WIRE_BITS,
-                value_bits=self.value_bits,
+                value_bits=value_bits,
                 clip_norm=self.clip_norm,
                 clip_value=quantum * limit,
                 weight_cap=1,

@@ -164,6 +164,14 @@ class Store(abc.ABC):
         """Body and signature of everyone's prekeys, by name."""
 
     @abc.abstractmethod
+    def put_budget(self, name: str, body: bytes, signature: bytes) -> None:
+        """Keep a participant's signed budget receipt in place of its earlier one."""
+
+    @abc.abstractmethod
+    def budgets(self) -> dict[str, tuple[bytes, bytes]]:
+        """Body and signature of everyone's last budget receipt, by name."""
+
+    @abc.abstractmethod
     def results(self, after: int = 0) -> list[StoredResult]:
         """The log of results of all runs in order, from index ``after`` on."""
 

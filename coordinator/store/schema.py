@@ -9,7 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 
 metadata = sa.MetaData()
 
@@ -102,6 +102,15 @@ statements = sa.Table(
 # Each participant's unused prekeys, as it signed them last.
 prekeys = sa.Table(
     "prekeys",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary(64), nullable=False),
+)
+
+# What each site's privacy budget looked like last, as it signed it.
+budgets = sa.Table(
+    "budgets",
     metadata,
     sa.Column("name", sa.String(255), primary_key=True),
     sa.Column("body", sa.LargeBinary, nullable=False),

@@ -131,6 +131,16 @@ class SqlStore(Store):
         """See :meth:`Store.prekeys`."""
         return {row.name: (row.body, row.signature) for row in self._rows(sa.select(schema.prekeys))}
 
+    def put_budget(self, name: str, body: bytes, signature: bytes) -> None:
+        """See :meth:`Store.put_budget`."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(schema.budgets).where(schema.budgets.c.name == name))
+            connection.execute(sa.insert(schema.budgets).values(name=name, body=body, signature=signature))
+
+    def budgets(self) -> dict[str, tuple[bytes, bytes]]:
+        """See :meth:`Store.budgets`."""
+        return {row.name: (row.body, row.signature) for row in self._rows(sa.select(schema.budgets))}
+
     def results(self, after: int = 0) -> list[StoredResult]:
         """See :meth:`Store.results`."""
         table = schema.results

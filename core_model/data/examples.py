@@ -18,17 +18,20 @@ class Examples:
         images: uint8 [n, channels, height, width], 1 or 3 channels.
         captions: For each example one or more texts that describe it; the first is the one used in evaluation.
         labels: int64 [n].
+        persons: int64 [n] from 0, whose record each is, where one person may have several; for private training.
     """
 
     images: torch.Tensor | None = None
     captions: Sequence[Sequence[str]] | None = None
     labels: torch.Tensor | None = None
+    persons: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts of different length."""
-        sizes = {len(part) for part in (self.images, self.captions, self.labels) if part is not None}
+        parts = (self.images, self.captions, self.labels, self.persons)
+        sizes = {len(part) for part in parts if part is not None}
         if len(sizes) != 1:
-            raise DataError(f"Pictures, captions and labels must be equally many, got {sorted(sizes)}.")
+            raise DataError(f"Pictures, captions, labels and persons must be equally many, got {sorted(sizes)}.")
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -41,6 +44,7 @@ class Examples:
             images=None if self.images is None else self.images[index],
             captions=None if self.captions is None else [self.captions[i] for i in index.tolist()],
             labels=None if self.labels is None else self.labels[index],
+            persons=None if self.persons is None else self.persons[index],
         )
 
 

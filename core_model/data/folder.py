@@ -5,6 +5,7 @@
 - ``file``: path of a picture, relative to the folder;
 - ``text``: what it shows, for retrieval or as a second input; and/or
 - ``label``: its class, an integer from 0, the same numbering at all institutions;
+- ``person`` (optional): whose record it is, any name; private training then protects persons, with all they have;
 - ``split`` (optional): "train", or the name of a held-out set such as "test". Without the column one row in ten, chosen
   by a hash of its file name, is held out as "test".
 """
@@ -24,7 +25,7 @@ import torch
 from core_model.data.examples import DataSource, Examples
 from core_model.errors import DataError
 
-COLUMNS = ("file", "text", "label", "split")
+COLUMNS = ("file", "text", "label", "person", "split")
 
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _MAX_LABEL = 1_000_000
@@ -35,6 +36,7 @@ class _Row(NamedTuple):
     path: Path
     text: str | None
     label: int | None
+    person: str | None
     split: str
 
 
@@ -70,12 +72,12 @@ def load_folder(folder: str, image_size: int) -> DataSource:
 
 def _rows(root: Path) -> Iterator[_Row]:
     manifest, records = _open_manifest(root)
-    seen: tuple[bool, bool] | None = None
+    seen: tuple[bool, bool, bool] | None = None
     for where, record in records:
         row = _parse(root, where, record)
-        has = (row.text is not None, row.label is not None)
+        has = (row.text is not None, row.label is not None, row.person is not None)
         if seen is not None and has != seen:
-            column = "text" if has[0] != seen[0] else "label"
+            column = ("text", "label", "person")[[one == other for one, other in zip(has, seen, strict=True)].index(False)]
             raise DataError(f'{where}: column "{column}" is filled in some rows and empty in others.')
         seen = has
         yield row
@@ -157,15 +159,25 @@ def _parse(root: Path, where: str, record: Mapping[str, Any]) -> _Row:
         split = "test" if "split" not in record and digest[0] < 26 else "train"
     if _SPLIT.fullmatch(str(split)) is None:
         raise DataError(f'{where}, column "split": "{split}" is not a name in lower case.', 'Such as "train", "test".')
-    return _Row(where, path, str(text).strip() if text is not None and str(text).strip() else None, label, str(split))
+    return _Row(where, path, _filled(text), label, _filled(record.get("person")), str(split))
+
+
+def _filled(cell: Any) -> str | None:
+    """A cell's text; None where there is none."""
+    return None if cell is None else str(cell).strip() or None
 
 
 def _examples(rows: list[_Row], size: int) -> Examples:
     images = torch.from_numpy(np.stack([_picture(row, size) for row in rows]))
     texts = [(row.text,) for row in rows if row.text is not None]
     labels = [row.label for row in rows if row.label is not None]
+    persons = [row.person for row in rows if row.person is not None]
+    numbers = {name: number for number, name in enumerate(sorted(set(persons)))}
     return Examples(
-        images=images, captions=texts or None, labels=torch.tensor(labels, dtype=torch.int64) if labels else None
+        images=images,
+        captions=texts or None,
+        labels=torch.tensor(labels, dtype=torch.int64) if labels else None,
+        persons=torch.tensor([numbers[name] for name in persons], dtype=torch.int64) if persons else None,
     )
 
 

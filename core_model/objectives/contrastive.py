@@ -42,8 +42,9 @@ def bank_losses(
     target = torch.zeros(len(images), dtype=torch.int64)
     total = torch.zeros(len(images))
     for vectors in (images, texts):
-        others = (vectors @ bank.T).masked_fill(same, -torch.inf)
-        total = total + F.cross_entropy(scale * torch.cat((own, others), 1), target, reduction="none")
+        # Left out after scaling: the scale's own gradient would be 0 times infinity.
+        others = (scale * (vectors @ bank.T)).masked_fill(same, -torch.inf)
+        total = total + F.cross_entropy(torch.cat((scale * own, others), 1), target, reduction="none")
     return total / 2
 
 

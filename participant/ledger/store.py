@@ -94,6 +94,10 @@ class BudgetLedger:
         """
         self._write(lambda book: book.give_back(task_id))
 
+    def drop(self, task_id: str) -> None:
+        """Free a task's reservation, unless its result may have left: then it stays spent."""
+        self._write(lambda book: book.drop(task_id))
+
     def balance(self, dataset: str) -> Balance:
         """A data set's budget, finely computed.
 

@@ -354,6 +354,11 @@ class Book:
             raise LedgerError("task-order", f"task {task_id} is {task.phase}: its result may have left this site")
         return "give-back", {"task": task_id}
 
+    def drop(self, task_id: str) -> tuple[str, dict[str, Any]] | None:
+        """The line that frees a reservation, where that is allowed; else None."""
+        task = self.tasks.get(task_id)
+        return self.give_back(task_id) if task is not None and task.phase is Phase.RESERVED else None
+
     def line(self, key: SigningKey, at_s: float, kind: str, fields: dict[str, Any]) -> SignedEntry:
         """Write the next line, and take it in."""
         if key.public != self.public:

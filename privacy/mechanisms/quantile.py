@@ -19,8 +19,8 @@ class QuantileClipping:
     Args:
         target: Share of gradients that should be within the norm, in (0, 1).
         learning_rate: Of the geometric update, in (0, 1].
-        count_multiplier: Standard deviation of the count's noise as a multiple of z; the larger, the less it takes from
-            the gradient. Above 0.5 / z times z, that is above 0.5.
+        count_multiplier: Standard deviation of the count's noise as a multiple of z, above 0.5; the larger, the less it
+            takes from the gradient.
 
     Raises:
         PrivacyError: "quantile-invalid".

@@ -102,6 +102,8 @@ class Participant(Secret):
         self._history = History()
         self._trained: Assignment | None = None
         self._hand: Hand | None = None
+        # Of the last sum that a quorum has agreed on: its round, how many were asked, and the fewest that are in it.
+        self.published = (0, 0, 0)
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
 
@@ -402,6 +404,9 @@ class Participant(Secret):
         context = hand.context
         assert hand.survivors is not None
         check_quorum(opened, hand.survived_by(hand.survivors), context, self.members)
+        number, _, fewest = self.published
+        members = min(fewest, len(hand.survivors)) if number == context.round else len(hand.survivors)
+        self.published = (context.round, len(context.roster), members)
         if hand.release is not None:
             return Step(answers=[hand.release])
         release: Release = hand.released()

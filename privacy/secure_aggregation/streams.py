@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numpy.typing import NDArray
 
+from privacy.keystream import Generator, keystream
 from privacy.secure_aggregation.errors import SecureAggregationError
-from privacy.secure_aggregation.keystream import Generator, keystream
 
 MAIN: Final = b"main"
 """Name of the stream that masks an update."""

@@ -6,6 +6,7 @@ with a keyboard and with a screen reader. Importing this package loads neither c
 
 from simulation.report.page import write_report
 from simulation.report.record import (
+    Budget,
     Institution,
     Metric,
     Model,
@@ -17,6 +18,7 @@ from simulation.report.record import (
 )
 
 __all__ = [
+    "Budget",
     "Institution",
     "Metric",
     "Model",

@@ -63,6 +63,22 @@ class Institution:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the run has cost one participant's data, by its own ledger: epsilon at ``delta`` for one ``unit``.
+
+    ``records`` is the number of units, ``spent`` and ``left`` are of ``budget``.
+    """
+
+    name: str
+    unit: str
+    spent: float
+    left: float
+    budget: float
+    delta: float
+    records: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Participation:
     """What one participant did in one round.
 
@@ -145,6 +161,7 @@ class RunRecord:
         other_metrics: More metrics worth showing, in order.
         gallery: Retrieval examples; empty where the task isn't retrieval.
         visibility: What the coordinator can see in such a run, in words.
+        budgets: Each participant's privacy budget after the run; empty where no noise was added.
         format: 1.
     """
 
@@ -166,6 +183,7 @@ class RunRecord:
     other_metrics: tuple[Metric, ...] = ()
     gallery: tuple[Retrieval, ...] = ()
     visibility: str = ""
+    budgets: tuple[Budget, ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> str:

@@ -26,7 +26,8 @@ from coordinator.serving import Coordinator, coordinator, open_run, operator_cre
 from participant.actions import Action, ExpandMask, Say
 from participant.daemon import Daemon
 from participant.joining import join
-from participant.site import BLOBS, JOURNAL, SecureRules, Site
+from participant.ledger import BudgetLedger
+from participant.site import BLOBS, JOURNAL, LEDGER, SecureRules, Site
 from participant.store import ParticipantStore
 from participant.work import Job, Outcome, Prepared
 from privacy.secure_aggregation.context import RoundContext
@@ -105,7 +106,8 @@ class LiveSite:
         self.terms: dict[bytes, tuple[MaskTerm, ...]] = {}
         self.store = ParticipantStore(site.folder / JOURNAL)
         self.blobs = BlobStore(site.folder / BLOBS, reserve_bytes=0)
-        self.daemon = Daemon(site, self.store, self.blobs, software="fedloom test")
+        self.ledger = BudgetLedger(site.folder / LEDGER, site.signing_key, site=site.name)
+        self.daemon = Daemon(site, self.store, self.blobs, self.ledger, software="fedloom test")
         self._plan = plan
         self.work = FixedWork(self.name, bytes.fromhex(plan.initial.manifest_hash))
         self.daemon._bench = self.work  # type: ignore[assignment]
@@ -134,6 +136,7 @@ class LiveSite:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         await self.daemon.close()
+        self.ledger.close()
         self.store.close()
 
 

@@ -15,7 +15,8 @@ import pytest
 from coordinator.serving import operator_credentials
 from participant.daemon import Daemon
 from participant.joining import certified, join, pinned_by
-from participant.site import BLOBS, CONFIG, JOURNAL, Site
+from participant.ledger import BudgetLedger
+from participant.site import BLOBS, CONFIG, JOURNAL, LEDGER, Site
 from participant.store import ParticipantStore
 from participant.work import Prepared, Workbench
 from privacy.secure_aggregation.identities import COORDINATOR_NAME, MemberRequest, Role
@@ -220,13 +221,15 @@ async def test_joining_anew_under_another_root_needs_the_consortiums_word(tmp_pa
 async def daemon(live: Stage, site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Daemon]:
     """A real participant; only its model is a dummy."""
     manifest = bytes.fromhex(live.plan.initial.manifest_hash)
-    monkeypatch.setattr(Workbench, "prepare", lambda self, learning: Prepared(manifest_hash=manifest, examples=10))
+    monkeypatch.setattr(Workbench, "prepare", lambda self, learning, run: Prepared(manifest_hash=manifest, examples=10))
     store = ParticipantStore(site.folder / JOURNAL)
-    running = Daemon(site, store, BlobStore(site.folder / BLOBS), software="test")
+    ledger = BudgetLedger(site.folder / LEDGER, site.signing_key, site=site.name)
+    running = Daemon(site, store, BlobStore(site.folder / BLOBS), ledger, software="test")
     try:
         yield running
     finally:
         await running.close()
+        ledger.close()
         store.close()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Literal
 
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from core_model.modalities import PerRecord
-from participant.training.private.layers import Book, attention, rule_for
+from participant.training.private.attention import attention
+from participant.training.private.layers import Book, rule_for
 from participant.training.private.norms import Part, Units
 from privacy.mechanisms.clipping import STABILISER, ClippingRule
 from privacy.mechanisms.errors import PrivacyError
@@ -121,7 +123,8 @@ class RecordGradients:
         """Run one chunk forward and backward.
 
         Args:
-            losses: Runs the forward pass and returns one loss for each record, [B].
+            losses: Runs the forward pass and returns one loss for each record, [B]. Layers may be given several rows
+                for each record, one record's after the other's: words, or views that are averaged in the loss.
             clip_norm: C.
             owners: For each record the number of its owner, [B]: their records are clipped as one, so they have to be
                 in the same chunk.
@@ -140,12 +143,10 @@ class RecordGradients:
             this.release()
 
     def factors(self, norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
-        """What gradients of these norms [U] are multiplied by so that they are at most ``clip_norm`` long; 0 for NaN."""
+        """What gradients of these norms [U] are multiplied by to be at most ``clip_norm`` long; 0 where not finite."""
         allowed = clip_norm * (1 - MARGIN)
-        if self.rule.kind == "automatic":
-            found = allowed / (norms + STABILISER)
-        else:
-            found = (allowed / norms).clamp(max=1.0)
+        automatic = self.rule.kind == "automatic"
+        found = allowed / (norms + STABILISER) if automatic else (allowed / norms).clamp(max=1.0)
         return torch.where(torch.isfinite(norms), found, 0.0)
 
 
@@ -161,6 +162,7 @@ class _Pass:
         self._book = Book(self._trained, self._finished, torch.zeros((), device=device, requires_grad=True))
         self._squared: dict[str, torch.Tensor] = {}
         self._done: set[int] = set()
+        self._used: set[int] = set()
         self._totals: dict[int, torch.Tensor] = {}
         self._open = {layer: set(keys) for layer, keys in owner._layer_of.items()}
         self._layer = {key: layer for layer, keys in owner._layer_of.items() for key in keys}
@@ -219,6 +221,7 @@ class _Pass:
         layer = self._layer[key]
         for part in self._book.parts[key].values():
             if part.used:
+                self._used.add(key)
                 found = part.squared_norms(self._units).double()
                 self._squared[layer] += found
         self._open[layer].discard(key)
@@ -250,11 +253,7 @@ class _Pass:
             self._totals[key] = total
 
     def _check_used(self) -> None:
-        unused = [
-            name
-            for name, p in self._owner._named
-            if not any(part.used for part in self._book.parts.get(id(p), {}).values())
-        ]
+        unused = [name for name, p in self._owner._named if id(p) not in self._used]
         if unused:
             raise _unused(unused)
 
@@ -310,7 +309,10 @@ class _OpacusPass:
             records = _check_losses(found, owners)
             if records == 0:
                 return ClippedSum(self._owner.zeros(), found.detach().float(), 0, 0.0)
-            found.sum().backward()  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                # Inputs without gradients are no accident: Opacus's hooks want the outputs' alone.
+                warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+                found.sum().backward()  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 return self._finish(found.detach(), Units(records, owners))
         finally:
@@ -357,10 +359,40 @@ class _OpacusPass:
         )
 
 
+def check_records(
+    gradients: RecordGradients, losses_of: Callable[[torch.Tensor], torch.Tensor], records: int, tolerance: float = 1e-4
+) -> None:
+    """Compare the norms of a chunk's per-record gradients with those of each record's ordinary gradient, taken alone.
+
+    This finds what no rule can see: losses that compare records, layers that mix them, parameters that are also used
+    past their layer, and a first dimension that isn't the records'. Dropout must be off.
+
+    Args:
+        gradients: The engine.
+        losses_of: The losses [n] of the records with these numbers, int64 [n], in a chunk of their own.
+        records: How many to compare, from number 0; 3 or 4 are enough, one finds nothing.
+        tolerance: Largest relative difference; cuDNN and half precision need a larger one.
+
+    Raises:
+        PrivacyError: "loss-coupled".
+    """
+    together = gradients.clipped_sum(lambda: losses_of(torch.arange(records)), 1.0).norms.double()
+    for record in range(records):
+        loss = losses_of(torch.tensor([record])).sum()
+        found = torch.autograd.grad(loss, gradients.parameters, materialize_grads=True)
+        alone = math.sqrt(sum(float(part.double().square().sum()) for part in found))
+        if not abs(float(together[record]) - alone) <= tolerance * alone + 1e-9:
+            raise PrivacyError(
+                "loss-coupled",
+                f"record {record} has a gradient of norm {alone:.6g} alone, {float(together[record]):.6g} with others",
+                "Use a loss of each record alone, layers that don't mix records, and records as the first dimension.",
+            )
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def _check_losses(losses: torch.Tensor, owners: torch.Tensor | None) -> int:
+def _check_losses(losses: Any, owners: torch.Tensor | None) -> int:
     if not isinstance(losses, torch.Tensor) or losses.dim() != 1:
         shape = list(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
         raise PrivacyError(

@@ -1,4 +1,4 @@
-"""What each kind of layer has to remember in a forward pass so that its per-record gradients follow in the backward pass.
+"""What each kind of layer remembers of a forward pass so that per-record gradients follow in the backward pass.
 
 A rule is called after a layer's forward, with its arguments and its output, and says to the :class:`Book` which output
 to watch and what its gradient means for the layer's parameters. A layer may be used any number of times.
@@ -6,12 +6,13 @@ to watch and what its gradient means for the layer's parameters. A layer may be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 from core_model.modalities import PerRecord
 from participant.training.private.norms import Lookup, Part, Product, Units, wide
@@ -31,7 +32,9 @@ class Book:
         anchor: A scalar that requires a gradient; the backward pass reaches every watched output through it.
     """
 
-    def __init__(self, trained: dict[int, nn.Parameter], finished: Callable[[int], None], anchor: torch.Tensor) -> None:
+    def __init__(
+        self, trained: Mapping[int, torch.Tensor], finished: Callable[[int], None], anchor: torch.Tensor
+    ) -> None:
         self.trained = trained
         self.parts: dict[int, dict[Rows, Part]] = {}
         self.records = 0
@@ -40,16 +43,16 @@ class Book:
         self._waiting: dict[int, int] = {}
         self._block: torch.Tensor | None = None
 
-    def wants(self, *parameters: nn.Parameter | None) -> bool:
+    def wants(self, *parameters: torch.Tensor | None) -> bool:
         """Whether any of these is trained."""
         return any(id(parameter) in self.trained for parameter in parameters if parameter is not None)
 
-    def part(self, parameter: nn.Parameter, rows: Rows = None) -> Part:
+    def part(self, parameter: torch.Tensor, rows: Rows = None) -> Part:
         """Where gradients of a parameter, or of some of its rows, are collected."""
         parts = self.parts.setdefault(id(parameter), {})
         if parts and (rows is None) != (None in parts):
             raise PrivacyError(
-                "layer-shared", "a weight is used in parts by one layer and as a whole by another", _OPACUS_HINT
+                "layer-shared", "a weight is used in parts by one layer and as a whole by another", OPACUS_HINT
             )
         if rows not in parts:
             count = len(parameter) if parameter.dim() and rows is None else rows[1] - rows[0] if rows else 1
@@ -61,8 +64,8 @@ class Book:
     def _room(self, count: int) -> torch.Tensor:
         """Memory [B, count] for the gradients of a vector.
 
-        It comes from one block for all vectors: small blocks that outlive the pass would lie scattered in the holes that
-        the activations leave behind, and the next large tensor wouldn't fit in.
+        It comes from one block for all vectors: small blocks that outlive the pass would lie scattered in the holes
+        that the activations leave behind, and the next large tensor wouldn't fit in.
         """
         if self._block is None:
             size = sum(p.numel() for p in self.trained.values() if p.dim() < 2)
@@ -70,10 +73,10 @@ class Book:
             self._block = torch.empty(
                 self.records * size, dtype=wide(some.detach().new_empty(0)).dtype, device=some.device
             )
-        room, self._block = self._block.split((self.records * count, len(self._block) - self.records * count))
+        room, self._block = self._block[: self.records * count], self._block[self.records * count :]
         return room.view(self.records, count)
 
-    def watch(self, output: torch.Tensor, take: Take, *parameters: nn.Parameter | None) -> torch.Tensor:
+    def watch(self, output: torch.Tensor, take: Take, *parameters: torch.Tensor | None) -> torch.Tensor:
         """Have ``take`` called with the gradient of an output on which these parameters bear; use what is returned."""
         if not torch.is_grad_enabled():
             return output
@@ -94,7 +97,7 @@ class Book:
                     if not self._waiting[key]:
                         self._finished(key)
 
-        output.register_hook(arrived)
+        output.register_hook(arrived)  # type: ignore[no-untyped-call]
         return output
 
     def close(self) -> None:
@@ -103,18 +106,14 @@ class Book:
             if waiting and key in self.parts:
                 self._finished(key)
 
-    def release(self):
-        global USED
-        USED=0
-        self.rel()
-    def rel(self) -> None:
+    def release(self) -> None:
         """Let go of everything at once: what waits for the garbage collector lies in the next pass's way."""
         self.parts.clear()
         self._block = None
         self._finished = _nothing
 
     def by_record(self, tensor: torch.Tensor, tail: int, layer: str) -> torch.Tensor:
-        """View a tensor as [B, T, *its last ``tail`` sizes]; its first size must be B, or a multiple with records in order.
+        """View a tensor as [B, T, *its last ``tail`` sizes]; its first size is B, or a multiple with records in order.
 
         Raises:
             PrivacyError: "layer-shape".
@@ -130,8 +129,8 @@ class Book:
 
     def linear(
         self,
-        weight: nn.Parameter,
-        bias: nn.Parameter | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
         inputs: torch.Tensor,
         output: torch.Tensor,
         rows: Rows = None,
@@ -144,14 +143,6 @@ class Book:
             left = self.by_record(gradient, 1, "linear layer")
             if id(weight) in self.trained:
                 _unchanged(inputs, version)
-                import os
-                lim=float(os.environ.get("LIM","0"))*1e6
-                if left.numel()*4<lim:
-                    global SLAB, USED
-                    if SLAB is None: SLAB=torch.empty(40_000_000)
-                    n=left.numel()
-                    if USED+n<=len(SLAB):
-                        left=SLAB[USED:USED+n].view(left.shape).copy_(left); USED+=n
                 self.part(weight, rows).products.append(Product(left, self.by_record(inputs, 1, "linear layer")))
             if bias is not None and id(bias) in self.trained:
                 self.part(bias, bias_rows).add_direct(wide(left).sum(1))
@@ -227,14 +218,16 @@ def _derivatives(
     quantize: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], weight: torch.Tensor, scale: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """dq/dw, or None where it is 1 everywhere, and dq/ds, both like the weight."""
-    if scale.numel() not in (1, len(weight)):
-        raise PrivacyError("layer-shape", f"a scale has {list(scale.shape)}, the weight {list(weight.shape)}")
-    w, s = weight.detach(), scale.detach()
+    if scale.numel() != 1 and scale.shape != (len(weight), 1):
+        raise PrivacyError(
+            "layer-shape", f"a scale has {list(scale.shape)}, the weight {list(weight.shape)}", OPACUS_HINT
+        )
     with torch.enable_grad():
-        _, slope = torch.func.jvp(lambda x: quantize(x, s), (w,), (torch.ones_like(w),))
-        _, change = torch.func.jvp(lambda x: quantize(w, x), (s,), (torch.ones_like(s),))
-    slope, change = slope.detach(), change.detach()
-    return None if bool((slope == 1).all()) else slope, change
+        # Element by element: each has a scale of its own here, so a sum's gradient is the derivative.
+        w = weight.detach().clone().requires_grad_(True)
+        s = scale.detach().expand(weight.shape).clone().requires_grad_(True)
+        slope, change = torch.autograd.grad(quantize(w, s).sum(), (w, s))
+    return None if bool(((slope - 1).abs() < 1e-6).all()) else slope, change
 
 
 def _embedding(book: Book, module: nn.Embedding, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
@@ -257,7 +250,7 @@ def _embedding_bag(book: Book, module: nn.EmbeddingBag, args: tuple[Any, ...], o
         raise PrivacyError(
             "layer-shape",
             "an EmbeddingBag is trained privately with ids [n, pieces], mode sum or mean and no weights",
-            _OPACUS_HINT,
+            OPACUS_HINT,
         )
 
     def take(gradient: torch.Tensor) -> None:
@@ -288,7 +281,7 @@ def _normalised(
             for chunk, records in Units(book.records).chunks(rows[0].numel()):
                 found[chunk] = (wide(rows[records]) * again(wide(values[records]))).sum(1)
             book.part(weight).add_direct(found)
-        if book.wants(bias):
+        if bias is not None and book.wants(bias):
             book.part(bias).add_direct(wide(rows).sum(1))
 
     return book.watch(output, take, weight, bias)
@@ -321,25 +314,40 @@ def _group_norm(book: Book, module: nn.GroupNorm, args: tuple[Any, ...], output:
 
 
 class _ConvolutionProduct(Product):
-    """A convolution: the input is unfolded where it is looked at, and kept as it is."""
+    """A convolution: the input is unfolded where it is looked at, and kept as it is.
 
-    def __init__(self, gradient: torch.Tensor, inputs: torch.Tensor, module: Any) -> None:
-        super().__init__(gradient.flatten(2).transpose(1, 2), inputs)
+    Args:
+        gradient: Of the output, [B, K, p, h, w], with K pictures for each record.
+        inputs: [B, K, c, h', w'].
+        shape: Of the convolution.
+    """
+
+    def __init__(self, gradient: torch.Tensor, inputs: torch.Tensor, shape: _Geometry) -> None:
+        super().__init__(gradient.flatten(3).transpose(2, 3).flatten(1, 2), inputs)
         self._gradient = gradient
-        self._module = module
+        self._shape = shape
 
     def rights(self, records: torch.Tensor | slice) -> torch.Tensor:
         inputs = wide(self.right[records])
-        grouped = inputs.dim() == 5
-        patches = _patches(inputs.flatten(0, 1) if grouped else inputs, self._module).transpose(1, 2)
+        patches = _patches(inputs.flatten(0, -4), self._shape).transpose(1, 2)
         return patches.reshape(len(inputs), -1, patches.shape[2])
 
+    def drop(self, lost: torch.Tensor) -> None:
+        super().drop(lost)
+        self._gradient = self._gradient.clone()
+        self._gradient[lost] = 0
+
     def add_weighted(self, weights: torch.Tensor, out: torch.Tensor) -> None:
-        module, gradient = self._module, wide(self._gradient)
-        shape = [len(out), self.right.shape[1], *module.kernel_size]
-        scaled = gradient * weights.to(gradient.dtype).view(-1, 1, 1, 1)
-        found = torch.nn.grad.conv2d_weight(
-            wide(self.right), shape, scaled, module.stride, module.padding, module.dilation
+        shape, gradient = self._shape, wide(self._gradient)
+        scaled = gradient * weights.to(gradient.dtype).view(-1, 1, 1, 1, 1)
+        inputs = wide(self.right).flatten(0, 1)
+        found = conv2d_weight(  # type: ignore[no-untyped-call]
+            inputs,
+            [len(out), inputs.shape[1], *shape.kernel_size],
+            scaled.flatten(0, 1),
+            shape.stride,
+            shape.padding,
+            shape.dilation,
         )
         out += found.flatten(1)
 
@@ -371,6 +379,11 @@ class _Geometry:
         return F.pad(inputs, self.around, mode=self.mode)
 
 
+def _grouped(channels: torch.Tensor, groups: int) -> torch.Tensor:
+    """View channels [n, c, l] as [n, groups, c / groups, l]."""
+    return channels.reshape(len(channels), groups, -1, channels.shape[2])
+
+
 def _patches(inputs: torch.Tensor, module: Any) -> torch.Tensor:
     return F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
 
@@ -380,22 +393,19 @@ def _convolution(book: Book, module: Any, args: tuple[Any, ...], output: torch.T
     one, version = isinstance(module, nn.Conv1d), inputs._version
 
     def take(gradient: torch.Tensor) -> None:
-        gradient = gradient.unsqueeze(2) if one else gradient
-        if len(gradient) != book.records or gradient.dim() != 4:
-            book.by_record(gradient.new_empty(book.records + 1), 0, "convolution")
+        rows = book.by_record(gradient.unsqueeze(2) if one else gradient, 3, "convolution")
         if book.wants(weight):
             _unchanged(inputs, version)
             values = shape.padded(wide(inputs.unsqueeze(2) if one else inputs).detach())
             part = book.part(weight)
             if shape.groups == 1:
-                part.products.append(_ConvolutionProduct(gradient, values, shape))
+                part.products.append(_ConvolutionProduct(rows, book.by_record(values, 3, "convolution"), shape))
             else:
-                rows = wide(gradient).flatten(2).unflatten(1, (shape.groups, -1))
-                patches = _patches(values, shape).unflatten(1, (shape.groups, -1))
-                found = torch.einsum("bgpl,bgdl->bgpd", rows, patches)
-                part.add_direct(found.reshape(book.records, *weight.shape))
+                left = _grouped(wide(rows).flatten(0, 1).flatten(2), shape.groups)
+                found = torch.einsum("bgpl,bgdl->bgpd", left, _grouped(_patches(values, shape), shape.groups))
+                part.add_direct(found.reshape(book.records, -1, *weight.shape).sum(1))
         if book.wants(bias):
-            book.part(bias).add_direct(wide(gradient).flatten(2).sum(2))
+            book.part(bias).add_direct(wide(rows).sum((1, 3, 4)))
 
     return book.watch(output, take, weight, bias)
 
@@ -412,79 +422,7 @@ def _per_record(book: Book, module: PerRecord, args: tuple[Any, ...], output: to
     return book.watch(output.expand(records, *parameter.shape), take, parameter)
 
 
-def attention(book: Book, module: nn.MultiheadAttention) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """A forward for torch's attention by its own arithmetic, with its projections watched."""
-    if module.bias_k is not None or module.add_zero_attn:
-        raise PrivacyError("layer-unknown", "MultiheadAttention with bias_k or add_zero_attn has no rule", _OPACUS_HINT)
-
-    def project(inputs: torch.Tensor, number: int) -> torch.Tensor:
-        width = module.embed_dim
-        rows = (number * width, (number + 1) * width)
-        packed = module.in_proj_weight
-        own = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)[number]
-        weight = own if packed is None else packed[rows[0] : rows[1]]
-        bias = None if module.in_proj_bias is None else module.in_proj_bias[rows[0] : rows[1]]
-        output = F.linear(inputs, weight, bias)
-        whole, part = (own, None) if packed is None else (packed, rows)
-        return book.linear(whole, module.in_proj_bias, inputs, output, part, rows)
-
-    def forward(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        key_padding_mask: torch.Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: torch.Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if query.dim() != 3:
-            raise PrivacyError("layer-shape", "MultiheadAttention needs inputs of three dimensions")
-        if not module.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        batch, length, heads = len(query), query.shape[1], module.num_heads
-        q, k, v = (
-            project(x, number).unflatten(2, (heads, -1)).transpose(1, 2) for number, x in enumerate((query, key, value))
-        )
-        mask = _attention_mask(attn_mask, key_padding_mask, q, k)
-        dropout = module.dropout if module.training else 0.0
-        weights: torch.Tensor | None = None
-        if need_weights:
-            scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
-            weights = torch.softmax(scores if mask is None else scores + mask, -1)
-            weights = F.dropout(weights, dropout) if dropout else weights
-            mixed = weights @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        output = module.out_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
-        return (output if module.batch_first else output.transpose(0, 1)), weights
-
-    return forward
-
-
-def _attention_mask(
-    mask: torch.Tensor | None, padding: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor
-) -> torch.Tensor | None:
-    """Both masks of torch's attention as one that is added to the scores [B, heads, T, S]."""
-
-    def added(part: torch.Tensor) -> torch.Tensor:
-        if part.dtype != torch.bool:
-            return part.to(q.dtype)
-        return torch.zeros(part.shape, dtype=q.dtype, device=q.device).masked_fill_(part, float("-inf"))
-
-    total: torch.Tensor | None = None
-    if mask is not None:
-        total = added(mask)
-        if mask.dim() == 3:
-            total = total.reshape(len(q), -1, q.shape[2], k.shape[2])
-    if padding is not None:
-        keys = added(padding)[:, None, None, :]
-        total = keys if total is None else total + keys
-    return total
-
-
-_OPACUS_HINT: Final = 'Set engine = "opacus", which is slower, or freeze the layer.'
+OPACUS_HINT: Final = 'Set engine = "opacus", which is slower, or freeze the layer.'
 
 RULES: Final[dict[type[nn.Module], Rule]] = {
     nn.Linear: _linear,
@@ -502,13 +440,10 @@ RULES: Final[dict[type[nn.Module], Rule]] = {
 
 def rule_for(module: nn.Module) -> Rule | None:
     """The rule of a layer; None where there is none."""
-    if isinstance(module, nn.Linear) and isinstance(getattr(module, "scale", None), nn.Parameter):
+    if all(isinstance(getattr(module, name, None), nn.Parameter) for name in ("weight", "scale")):
         return _fake_quantized if callable(getattr(module, "quantize", None)) else None
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.max_norm or module.scale_grad_by_freq):
         return None
     if type(module).__name__ == "NonDynamicallyQuantizableLinear":
         return _linear  # torch's name for the last projection of its attention
     return RULES.get(type(module))
-
-SLAB=None
-USED=0

@@ -3,9 +3,9 @@
 Record i's gradient of a weight [p, d] that is used as a matrix is ``sum over its tokens t of g[i, t] a[i, t]^T``, with
 the activation a and the output's gradient g. Its squared norm is the inner product of two Gram matrices,
 ``<A A^T, G G^T>`` (Goodfellow 2015; Li et al. 2021, arXiv 2110.05679), and a sum over records that is weighted by
-clipping factors is one matrix product (Bu et al. 2022, "book-keeping", arXiv 2210.00038). Where a weight is used several
-times in one forward pass, the sum runs over the tokens of all uses: the Gram matrices then have a block for each pair of
-uses, and nothing is approximated.
+clipping factors is one matrix product (Bu et al. 2022, "book-keeping", arXiv 2210.00038). Where a weight is used
+several times in one forward pass, the sum runs over the tokens of all uses: the Gram matrices then have a block for
+each pair of uses, and nothing is approximated.
 
 Where a record's gradient is smaller than the activations and output gradients behind it (convolutions over many
 positions), it is cheaper in time and in memory to have the gradient itself: the mixed rule of Bu et al. 2022 (arXiv
@@ -202,16 +202,13 @@ class Part:
         self.lookups = [lookup.without(lost) for lookup in self.lookups]
 
     def squared_norms(self, units: Units) -> torch.Tensor:
-        """Squared norms of the units' gradients, [U]; what is needed for :meth:`weighted_sum` is kept, the rest freed."""
+        """Squared norms of the units' gradients, [U]; what :meth:`weighted_sum` needs is kept, the rest freed."""
         self._settle(units.records)
         if self.direct is not None:
             return units.fold(self.direct).unsqueeze(-1).flatten(1).square().sum(1)
         found: torch.Tensor | None = None
         if self.products:
-            if self.factor is None:
-                found = self._gram_norms(units)
-            else:
-                found = self._explicit_norms(units)
+            found = self._gram_norms(units) if self.factor is None else self._explicit_norms(units)
         if self.lookups:
             table = lookup_norms(self.lookups, units)
             found = table if found is None else found + table + 2 * cross_terms(self.products, self.lookups, units)
@@ -301,20 +298,29 @@ def gram_norms(products: Sequence[Product], units: Units) -> tuple[torch.Tensor,
     for chunk, records in units.chunks(tokens * (2 * tokens + first.shape[2])):
         lefts = [product.lefts(records) for product in products]
         rights = [product.rights(records) for product in products]
-        norms, diagonal = None, None
+        norms, diagonal = lefts[0].new_zeros(len(lefts[0])), lefts[0].new_zeros(len(lefts[0]))
         for u, (left, right) in enumerate(zip(lefts, rights, strict=True)):
-            for v in range(u, len(lefts)):
+            _add_own(left, right, norms, diagonal)
+            for v in range(u + 1, len(lefts)):
                 gram = left @ lefts[v].transpose(1, 2)
                 gram *= right @ rights[v].transpose(1, 2)
-                terms = gram.flatten(1).sum(1)
-                if u == v:
-                    mine = gram.diagonal(dim1=1, dim2=2).sum(1)
-                    diagonal = mine if diagonal is None else diagonal + mine
-                else:
-                    terms *= 2
-                norms = terms if norms is None else norms + terms
+                norms += gram.flatten(1).sum(1).mul_(2)
         squared[chunk], own[chunk] = norms, diagonal
     return squared, own
+
+
+def _add_own(left: torch.Tensor, right: torch.Tensor, norms: torch.Tensor, diagonal: torch.Tensor) -> None:
+    """Add ``<L L^T, R R^T>`` of [n, T, p] and [n, T, d] to norms [n], and the terms on the diagonal to another [n].
+
+    Both matrices are symmetric: the quarter below left is that above right.
+    """
+    half = left.shape[1] // 2
+    upper = left[:, :half] @ left.transpose(1, 2)
+    upper *= right[:, :half] @ right.transpose(1, 2)
+    lower = left[:, half:] @ left[:, half:].transpose(1, 2)
+    lower *= right[:, half:] @ right[:, half:].transpose(1, 2)
+    norms += upper[:, :, :half].sum((1, 2)) + upper[:, :, half:].sum((1, 2)).mul_(2) + lower.sum((1, 2))
+    diagonal += upper.diagonal(dim1=1, dim2=2).sum(1) + lower.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def lookup_norms(lookups: Sequence[Lookup], units: Units) -> torch.Tensor:

@@ -57,7 +57,8 @@ class PrivateRounds:
     @property
     def limit(self) -> int:
         """Largest integer of a share of the noise."""
-        return (1 << (self._run.privacy.value_bits - 1)) - 1
+        noise = self._run.shared_noise
+        return (1 << (noise.value_bits - 1)) - 1 if noise is not None else 0
 
     def train(
         self,

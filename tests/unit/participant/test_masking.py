@@ -107,7 +107,7 @@ class Site:
     def mask(self, record: TaskRecord, of: RoundContext) -> bytes:
         """Expand and mask as the agent asks for it; the upload."""
         self.masking.expand(ExpandMask(of, TERMS))
-        digest = self.masking.mask(MaskUpdate(of, GONE, record, record.seed))
+        digest = self.masking.mask(MaskUpdate(of, GONE, record, record.seed, integers=False))
         return self.blobs.path(digest).read_bytes()
 
     def clear(self, upload: bytes, of: RoundContext) -> tuple[np.ndarray, np.ndarray]:
@@ -289,11 +289,11 @@ def test_an_update_that_is_not_finite_never_leaves_the_site(site: Site) -> None:
 def test_a_mask_or_an_update_that_is_gone_is_named(site: Site) -> None:
     of, record = context(), site.train()
     with pytest.raises(DataError, match="the mask of round 1 is gone"):
-        site.masking.mask(MaskUpdate(of, GONE, record, record.seed))
+        site.masking.mask(MaskUpdate(of, GONE, record, record.seed, integers=False))
     site.masking.expand(ExpandMask(of, TERMS))
     site.blobs.path(record.update_digest).unlink()
     with pytest.raises(DataError, match=r"the trained update .* is gone"):
-        site.masking.mask(MaskUpdate(of, GONE, record, record.seed))
+        site.masking.mask(MaskUpdate(of, GONE, record, record.seed, integers=False))
 
 
 @pytest.mark.parametrize(

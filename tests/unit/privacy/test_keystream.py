@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy.secure_aggregation import keystream as module
-from privacy.secure_aggregation.keystream import keystream
+from privacy import keystream as module
+from privacy.keystream import keystream
 
 ZEROS = memoryview(bytes(1000))
 

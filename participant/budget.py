@@ -1,0 +1,110 @@
+"""The site's budget in a run: reserve before training, charge before anything leaves, settle when it is over."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from participant.ledger import BudgetLedger
+from participant.rules import PrivacyRules
+from participant.work import Job
+from privacy.accounting.events import Unit
+from privacy.ledger import JobInfo, SignedReceipt
+from privacy.mechanisms.plan import PrivacyPlan
+from privacy.secure_aggregation.thresholds import corrupt_members
+from wire import RunPlan
+
+_log = logging.getLogger("fedloom.participant")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    run: RunPlan
+    plan: PrivacyPlan
+
+
+class SiteBudget:
+    """What a site's data have paid, in the terms of the agent.
+
+    Args:
+        ledger: The site's.
+        dataset: The data set that it trains on, by the site's own name for it.
+        rules: The site's budget.
+        coordinator: Who asks, for the ledger.
+    """
+
+    def __init__(self, ledger: BudgetLedger, dataset: str, rules: PrivacyRules, coordinator: str) -> None:
+        self._ledger = ledger
+        self._dataset = dataset
+        self._rules = rules
+        self._coordinator = coordinator
+        self._run: _Run | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether the run at hand is private."""
+        return self._run is not None
+
+    def begin(self, run: RunPlan, plan: PrivacyPlan | None, records: int) -> None:
+        """A run is prepared.
+
+        Raises:
+            LedgerError: The data set's budget can't be that of this run.
+        """
+        self._run = None if plan is None else _Run(run, plan)
+        if plan is None:
+            return
+        # Where a whole site is hidden, it is the one unit that it holds.
+        units = 1 if plan.unit is Unit.PARTICIPANT else records
+        self._ledger.open_dataset(
+            self._dataset,
+            records=units,
+            unit=plan.unit,
+            epsilon=self._rules.epsilon,
+            delta=self._rules.delta_for(units),
+        )
+        _log.info("run %s: %s", run.run_id, plan.statement())
+
+    def pay(self, job: Job, *, release: bool) -> None:
+        """Reserve what a task costs; with ``release``, charge it: its result is about to leave.
+
+        Raises:
+            BudgetError: It would cost more than is left.
+            LedgerError: The ledger contradicts it.
+        """
+        if self._run is None or not job.train:
+            return
+        info = JobInfo(
+            run_id=job.run_id,
+            round=job.round,
+            coordinator=self._coordinator,
+            plan_hash=self._run.run.hash,
+            model=job.base_digest.hex(),
+        )
+        self._ledger.reserve(job.task_id, self._dataset, info, self._run.plan.round_events(job.round))
+        if release:
+            self._ledger.charge(job.task_id)
+
+    def taken(self, job: Job, participants: int, survivors: int) -> SignedReceipt | None:
+        """The coordinator has a task's result, or a published sum holds it: settle, and say what is left.
+
+        Args:
+            job: The task.
+            participants: Of the secure sum's roster; 0 where it isn't known.
+            survivors: Participants whose updates are in it.
+        """
+        if self._run is None or not job.train:
+            return None
+        events = None
+        plan, secure = self._run.plan, self._run.run.secure
+        if plan.share is not None and secure is not None and participants:
+            honest = survivors - corrupt_members(participants, secure.corrupt_percent)
+            if honest > plan.share.honest:
+                events = plan.survivors_events(job.round, honest)
+        self._ledger.settle(job.task_id, events)
+        return self._ledger.receipt(self._dataset, job.run_id, job.round)
+
+    def dropped(self, job: Job) -> None:
+        """Nobody wants a task's result. What was only reserved is free again; what may have left is spent."""
+        if self._run is not None and job.train:
+            self._ledger.drop(job.task_id)

@@ -1,0 +1,40 @@
+"""Epsilon of a ledger by accountants that have nothing in common but the events."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from privacy.accounting.accountant import FINE, epsilon
+from privacy.accounting.events import Event
+from privacy.ledger import Book
+
+_PRV_ERROR: Final = 0.01
+_AGREEMENT: Final = 0.003
+
+
+def recompute(book: Book, dataset: str) -> dict[str, Any]:
+    """What a data set has paid by PLD, by RDP, and by Opacus's PRV accountant where it is installed.
+
+    Returns:
+        The figures, and whether they agree: PLD at most RDP, and within PRV's error of PRV.
+    """
+    balance = book.balance(dataset)
+    events = list(balance.events)
+    pld = epsilon(events, balance.delta, interval=FINE)
+    rdp = epsilon(events, balance.delta, "rdp")
+    prv = _prv(events, balance.delta)
+    agree = pld <= rdp + _AGREEMENT and (prv is None or abs(prv - pld) <= _PRV_ERROR + _AGREEMENT)
+    return {"dataset": dataset, "delta": balance.delta, "pld": pld, "rdp": rdp, "prv": prv, "agree": agree}
+
+
+def _prv(events: list[Event], delta: float) -> float | None:
+    """By numerical composition of privacy random variables (Gopi et al. 2021), in Opacus's hands."""
+    if not events:
+        return 0.0
+    try:
+        from opacus.accountants import PRVAccountant
+    except ImportError:
+        return None
+    second = PRVAccountant()
+    second.history = [(event.noise_multiplier, event.sampling_rate, event.count) for event in events]
+    return float(second.get_epsilon(delta=delta, eps_error=_PRV_ERROR))

@@ -72,12 +72,12 @@ def load_folder(folder: str, image_size: int) -> DataSource:
 
 def _rows(root: Path) -> Iterator[_Row]:
     manifest, records = _open_manifest(root)
-    seen: tuple[bool, bool, bool] | None = None
+    seen: dict[str, bool] | None = None
     for where, record in records:
         row = _parse(root, where, record)
-        has = (row.text is not None, row.label is not None, row.person is not None)
+        has = {"text": row.text is not None, "label": row.label is not None, "person": row.person is not None}
         if seen is not None and has != seen:
-            column = ("text", "label", "person")[[one == other for one, other in zip(has, seen, strict=True)].index(False)]
+            column = next(name for name in has if has[name] != seen[name])
             raise DataError(f'{where}: column "{column}" is filled in some rows and empty in others.')
         seen = has
         yield row

@@ -196,7 +196,7 @@ def _lattice(releases: list[tuple[float, float, int]], interval: float) -> float
     usual = math.sqrt(math.fsum(count * spread(sigma, rate) ** 2 for sigma, rate, count in releases) / count)
     widest = max(top - bottom for bottom, top in (reach(sigma, rate) for sigma, rate, _ in releases))
     # Halving and doubling, so that a few lattices serve all events, and laws that were computed are found again.
-    while interval > _FINENESS * usual and widest < interval * MAX_CELLS / 8:
+    while interval > _FINENESS * usual and widest < interval * MAX_CELLS / 2:
         interval /= 2
     while widest > interval * MAX_CELLS:
         interval *= 2

@@ -1,8 +1,8 @@
 """Privacy loss distributions on a lattice: the law of one release, and of many together.
 
 The privacy loss of a release is the logarithm of how much likelier it is with one unit than without. Its law says all
-there is to say about the release's cost, and the losses of independent releases add up, so that laws are convolved (Meiser
-& Mohammadi 2018; Koskela et al. 2020). Every law here is pessimistic: the pair of distributions that it belongs to
+there is to say about the release's cost, and the losses of independent releases add up, so that laws are convolved
+(Meiser & Mohammadi 2018; Koskela et al. 2020). Every law here is pessimistic: the pair of distributions that it belongs to
 dominates the mechanism's own ("connect the dots", Doroshenko et al. 2022, arXiv 2207.04380).
 
 This is the method of dp-accounting's PLD accountant, in a form that composes hundreds of different amounts of noise at
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-MAX_CELLS: Final = 1 << 19
+MAX_CELLS: Final = 1 << 20
 """The most lattice points of one release's law; a coarser lattice is taken where the losses spread further."""
 
 MAX_WINDOW: Final = 1 << 22
@@ -243,7 +243,7 @@ def _loss(x: float, sigma: float, rate: float) -> float:
 def _connected(sigma: float, rate: float, interval: float, bottom: float, top: float, *, added: bool) -> LossLaw:
     """The law whose hockey-stick divergence is the chord of the mechanism's between lattice points."""
     low, high = math.floor(bottom / interval), math.ceil(top / interval)
-    epsilons = np.arange(low, max(high, low + 1) + 1) * interval
+    epsilons: Floats = np.arange(low, max(high, low + 1) + 1, dtype=np.float64) * interval
     deltas = _adding(epsilons, sigma, rate) if added else _removing(epsilons, sigma, rate)
     # Rounding may make a tail rise by an ulp.
     deltas = np.minimum.accumulate(np.clip(deltas, 0.0, 1.0))
@@ -284,7 +284,8 @@ def _folded(chances: Floats, size: int) -> Floats:
     """Wrapped around a circle of ``size`` points, as a cyclic convolution would."""
     if len(chances) <= size:
         return np.pad(chances, (0, size - len(chances)))
-    return np.pad(chances, (0, -len(chances) % size)).reshape(-1, size).sum(axis=0)
+    folded: Floats = np.pad(chances, (0, -len(chances) % size)).reshape(-1, size).sum(axis=0)
+    return folded
 
 
 def _power(spectrum: NDArray[np.complex128], count: int) -> NDArray[np.complex128]:

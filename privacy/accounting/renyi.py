@@ -1,7 +1,7 @@
 """Renyi differential privacy of Gaussian releases on Poisson samples: a quick bound, and what filters count in.
 
-The divergence of a release (Mironov, Talwar & Zhang 2019, arXiv 1908.10530) is computed as the integral that defines it,
-for any order; the conversion to epsilon is that of Canonne, Kamath & Steinke (2020, arXiv 2004.00010, Proposition 12).
+The divergence of a release (Mironov, Talwar & Zhang 2019, arXiv 1908.10530) is computed as the integral that defines
+it, for any order; the conversion to epsilon is that of Canonne, Kamath & Steinke (2020, arXiv 2004.00010, Proposition 12).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ ORDERS: Final = (
 _POINTS: Final = 16
 _CUT: Final = 12.0
 _ROUNDING: Final = 1e-15
+# Standard deviations over which the integral is computed; beyond, noise is so small that nothing is amplified.
+_FARTHEST: Final = 2e4
 
 
 def divergence(sigma: float, rate: float, order: float) -> float:
@@ -54,15 +56,18 @@ def _divergences(sigma: float, rate: float, orders: tuple[float, ...]) -> NDArra
     powers = np.array(orders)
     if rate == 1.0:
         return powers / (2.0 * sigma * sigma)
-    found = np.empty(len(orders))
+    # Sampling never makes a release cost more.
+    found = powers / (2.0 * sigma * sigma)
     for index, order in enumerate(orders):
+        if order / sigma > _FARTHEST:
+            continue
         # The integrand has its mass between that of the density and that of the density moved to ``order``.
         points = np.arange(-_CUT, order / sigma + _CUT, 1.0 / _POINTS)
         losses = np.logaddexp(math.log1p(-rate), math.log(rate) + points / sigma - 0.5 / (sigma * sigma))
         exponents = order * losses - 0.5 * points * points
         top = float(exponents.max())
         mass = math.log(float(np.exp(exponents - top).sum()) / _POINTS / math.sqrt(2.0 * math.pi)) + top
-        found[index] = (max(mass, 0.0) + _ROUNDING) / (order - 1.0)
+        found[index] = min(found[index], (max(mass, 0.0) + _ROUNDING) / (order - 1.0))
     return found
 
 

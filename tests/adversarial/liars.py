@@ -74,7 +74,7 @@ class FixedWork:
         self._name = name
         self._manifest_hash = manifest_hash
 
-    def prepare(self, learning: dict[str, Any]) -> Prepared:
+    def prepare(self, learning: dict[str, Any], run: RunPlan | None = None) -> Prepared:
         return Prepared(manifest_hash=self._manifest_hash, examples=100)
 
     def perform(

@@ -13,7 +13,7 @@ from scipy import stats
 
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.lattice import Lattice
-from privacy.mechanisms.noise import NoiseKey
+from privacy.mechanisms.noise import NoiseKey, reach
 
 VECTORS = hnp.arrays(np.float64, 7, elements=st.floats(-50, 50))
 
@@ -26,6 +26,23 @@ def test_no_contribution_moves_the_integers_further_than_the_sensitivity(
     norm = float(np.linalg.norm(contribution))
     moved = lattice._rounded(total + contribution) - lattice._rounded(total)
     assert grid * float(np.linalg.norm(moved)) <= lattice.sensitivity(norm) * (1 + 1e-9)
+
+
+def test_the_sensitivity_is_reached() -> None:
+    """A contribution that tips every coordinate over a border of rounding: no smaller bound would be true."""
+    lattice = Lattice(1.0, 10_000)
+    contribution = np.full(10_000, 0.02)
+    before = np.full(10_000, 0.49)
+    moved = lattice._rounded(before + contribution) - lattice._rounded(before)
+    norm = float(np.linalg.norm(contribution))
+    assert np.linalg.norm(moved) == pytest.approx(100.0)
+    assert np.linalg.norm(moved) > 0.98 * (lattice.sensitivity(norm) - norm)
+
+
+@given(clip=st.floats(1e-6, 1e6), dimension=st.integers(1, 10**9), slack=st.sampled_from([1 / 200, 1 / 10, 1e-3]))
+def test_the_lattice_for_a_norm_adds_the_slack(clip: float, dimension: int, slack: float) -> None:
+    lattice = Lattice.for_clip(clip, dimension, slack)
+    assert lattice.sensitivity(clip) == pytest.approx(clip * (1 + slack))
 
 
 @given(total=VECTORS, contribution=VECTORS)
@@ -45,15 +62,19 @@ def test_a_release_is_the_sum_and_its_noise() -> None:
     assert stats.kstest(noise / 0.5, "norm").pvalue > 1e-3
 
 
-def test_shares_add_up_to_one_gaussian() -> None:
-    """Eight lattice units are enough: ten rounded shares pass for one Gaussian of ten times the variance."""
+@pytest.mark.parametrize("units", [8.0, 5_000.0])
+def test_shares_add_up_to_one_gaussian(units: float) -> None:
+    """Eight lattice units are enough: ten rounded shares pass for one Gaussian of ten times the variance.
+
+    Of fine noise, which is made of two parts, so do ten.
+    """
     lattice, sites = Lattice(1.0, 200_000), 10
     total = np.zeros(200_000)
     shares = sum(
-        lattice.share(total, 8.0, NoiseKey(bytes([site] * 32)), 1 << 20).astype(np.int64) for site in range(sites)
+        lattice.share(total, units, NoiseKey(bytes([site] * 32)), 1 << 20).astype(np.int64) for site in range(sites)
     )
-    std = 8.0 * math.sqrt(sites)
-    edges = np.arange(-100, 101) + 0.5
+    std = units * math.sqrt(sites)
+    edges = np.floor(np.linspace(-4 * std, 4 * std, 201)) + 0.5
     cuts = np.concatenate(([-np.inf], edges, [np.inf]))
     # Each rounding adds a uniform on [-1/2, 1/2]: the law is the Gaussian's, smoothed ten times.
     expected = len(total) * np.diff(stats.norm.cdf(cuts / math.sqrt(std**2 + sites / 12)))
@@ -61,6 +82,25 @@ def test_shares_add_up_to_one_gaussian() -> None:
     often = expected > 5
     statistic = float(((found - expected)[often] ** 2 / expected[often]).sum())
     assert stats.chi2.sf(statistic, int(often.sum()) - 1) > 1e-3
+
+
+def test_the_noise_in_a_sum_over_many_rounds() -> None:
+    """The federated sum's variance, round by round: that of so many shares, whoever takes part."""
+    lattice = Lattice.for_clip(1.0, 500)
+    variances: dict[int, list[float]] = {3: [], 7: []}
+    for number in range(60):
+        for sites, found in variances.items():
+            shares = [
+                lattice.share(np.ones(500), 0.4, NoiseKey(bytes([number, site, sites, *range(29)])), 1 << 28)
+                for site in range(sites)
+            ]
+            residual = lattice.values(np.sum(shares, axis=0, dtype=np.int64)) - sites
+            found.append(float(residual.var()))
+    for sites, found in variances.items():
+        wanted = sites * 0.4**2
+        spread = wanted * math.sqrt(2 / (500 * 60))
+        assert np.mean(found) == pytest.approx(wanted, abs=4 * spread)
+        assert stats.kstest(np.array(found) * 499 / wanted, stats.chi2(499).cdf).pvalue > 1e-3
 
 
 def test_the_law_of_a_sum_of_shares_is_a_post_processed_gaussian() -> None:
@@ -95,6 +135,18 @@ def test_a_share_never_leaves_its_range() -> None:
     assert shared.dtype == np.dtype("<i4")
     assert np.abs(shared).max() <= 1_000
     assert abs(shared[2]) < 100
+    # Cut before the noise: the noise of the cut coordinates is whole.
+    room = 1_000 - reach(10.0)
+    plain = lattice.share(np.zeros(4), 10.0, NoiseKey(bytes(32)), 1_000)
+    assert (shared - plain).tolist() == [room, -room, 5, 0]
+
+
+@pytest.mark.parametrize("std", [8.0, 2_000.0])
+def test_no_share_is_ever_cut_after_its_noise(std: float) -> None:
+    """The largest noise that there is fits exactly."""
+    with pytest.raises(PrivacyError):
+        Lattice(1.0, 1).share(np.zeros(1), std, NoiseKey(bytes(32)), reach(std))
+    Lattice(1.0, 1).share(np.zeros(1), std, NoiseKey(bytes(32)), reach(std) + 1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])

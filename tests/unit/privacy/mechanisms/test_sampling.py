@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from scipy import stats
 
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.noise import NoiseKey
-from privacy.mechanisms.quantile import QuantileClipping
 from privacy.mechanisms.sampling import PoissonSampler
 
 
@@ -46,6 +46,44 @@ def test_the_rate_is_never_exceeded() -> None:
     assert len(PoissonSampler(0, 0.5).sample()) == 0
 
 
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 1 / 3, 0.999, math.nextafter(1.0, 0.0)])
+def test_the_rate_is_kept_to_the_last_bit(rate: float) -> None:
+    threshold = PoissonSampler(1, rate)._threshold
+    assert Fraction(threshold, 1 << 64) <= Fraction(rate) < Fraction(threshold + 1, 1 << 64)
+
+
+def test_sizes_are_binomial() -> None:
+    records, rate, rounds = 500, 0.02, 5_000
+    sampler = PoissonSampler(records, rate, NoiseKey(bytes([3] * 32)))
+    sizes = np.array([len(sampler.sample()) for _ in range(rounds)])
+    values = np.arange(0, 30)
+    expected = rounds * stats.binom.pmf(values, records, rate)
+    found = np.bincount(sizes, minlength=30)[:30]
+    often = expected > 5
+    statistic = float(((found - expected)[often] ** 2 / expected[often]).sum())
+    assert stats.chi2.sf(statistic, int(often.sum()) - 1) > 1e-3
+
+
+def test_indices_are_ascending_and_all_there_is() -> None:
+    sampler = PoissonSampler(97, 0.5, NoiseKey(bytes([4] * 32)))
+    seen: set[int] = set()
+    for _ in range(50):
+        sample = sampler.sample()
+        assert sample.dtype == np.int64
+        assert (np.diff(sample) > 0).all()
+        seen.update(sample.tolist())
+    assert seen == set(range(97))
+
+
+def test_a_key_samples_once() -> None:
+    """Two samplers of one key would draw the same records: the second is refused."""
+    key = NoiseKey(bytes([5] * 32))
+    PoissonSampler(10, 0.5, key).sample()
+    with pytest.raises(PrivacyError) as caught:
+        PoissonSampler(10, 0.5, key).sample()
+    assert caught.value.code == "noise-reused"
+
+
 def test_samples_differ_between_runs() -> None:
     one, other = (PoissonSampler(1_000, 0.5).sample() for _ in range(2))
     assert one.tolist() != other.tolist()
@@ -55,27 +93,3 @@ def test_samples_differ_between_runs() -> None:
 def test_rates_that_are_none(records: int, rate: float) -> None:
     with pytest.raises(PrivacyError):
         PoissonSampler(records, rate)
-
-
-def test_the_count_and_the_gradient_together_cost_what_is_accounted() -> None:
-    config = QuantileClipping(count_multiplier=5.0)
-    assert config.gradient_multiplier(1.0) == pytest.approx(1.00504, abs=1e-5)
-    for multiplier in (0.6, 1.0, 7.0):
-        gradient, count = config.gradient_multiplier(multiplier), config.count_std(multiplier)
-        assert gradient**-2 + (2 * count) ** -2 == pytest.approx(multiplier**-2)
-    with pytest.raises(PrivacyError):
-        QuantileClipping(count_multiplier=0.4)
-    for bad in ({"target": 1.0}, {"target": 0.0}, {"learning_rate": 0.0}):
-        with pytest.raises(PrivacyError):
-            QuantileClipping(**bad)
-
-
-def test_the_norm_goes_to_the_quantile() -> None:
-    norms = np.random.default_rng(2).lognormal(1.0, 0.7, 5_000)
-    config = QuantileClipping(target=0.7)
-    norm, noise = 0.01, np.random.default_rng(3)
-    for _ in range(150):
-        within = float((norms <= norm).sum()) - len(norms) / 2
-        norm = config.next_norm(norm, within + noise.normal(0, 20), len(norms))
-    assert norm == pytest.approx(float(np.quantile(norms, 0.7)), rel=0.05)
-    assert config.next_norm(1.0, math.inf, 10) == pytest.approx(math.exp(-0.2 * 0.3))

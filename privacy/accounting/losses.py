@@ -2,8 +2,8 @@
 
 The privacy loss of a release is the logarithm of how much likelier it is with one unit than without. Its law says all
 there is to say about the release's cost, and the losses of independent releases add up, so that laws are convolved
-(Meiser & Mohammadi 2018; Koskela et al. 2020). Every law here is pessimistic: the pair of distributions that it belongs to
-dominates the mechanism's own ("connect the dots", Doroshenko et al. 2022, arXiv 2207.04380).
+(Meiser & Mohammadi 2018; Koskela et al. 2020). Every law here is pessimistic: the pair of distributions that it belongs
+to dominates the mechanism's own ("connect the dots", Doroshenko et al. 2022, arXiv 2207.04380).
 
 This is the method of dp-accounting's PLD accountant, in a form that composes hundreds of different amounts of noise at
 once and needs no more than numpy and scipy; the tests hold both against each other.

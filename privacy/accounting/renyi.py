@@ -1,7 +1,8 @@
 """Renyi differential privacy of Gaussian releases on Poisson samples: a quick bound, and what filters count in.
 
 The divergence of a release (Mironov, Talwar & Zhang 2019, arXiv 1908.10530) is computed as the integral that defines
-it, for any order; the conversion to epsilon is that of Canonne, Kamath & Steinke (2020, arXiv 2004.00010, Proposition 12).
+it, for any order; the conversion to epsilon is that of Canonne, Kamath & Steinke (2020, arXiv 2004.00010,
+Proposition 12).
 """
 
 from __future__ import annotations

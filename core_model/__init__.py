@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from core_model.config import LearningConfig, ModelConfig, TaskConfig, TrainingConfig
     from core_model.errors import (
         CoreModelError,
+        CoupledLossError,
         DataError,
         LearningConfigError,
         ManifestError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CoreModelError": "errors",
+    "CoupledLossError": "errors",
     "DataError": "errors",
     "Evaluation": "tasks",
     "GalleryRow": "_gallery",
@@ -60,6 +62,7 @@ _HOME = {
 __all__ = [
     "RNG_LOCK",
     "CoreModelError",
+    "CoupledLossError",
     "DataError",
     "Evaluation",
     "GalleryRow",

@@ -76,7 +76,9 @@ class TaskConfig(_Table):
             more than colours, which helps where institutions differ in style.
         label_smoothing: For "classification": probability mass spread over all classes.
         loss: For kind "custom": ``module:function`` taking (model, batch), returning a scalar tensor or
-            (tensor, dictionary of metrics).
+            (tensor, dictionary of metrics). Private training needs one value for each record in place of the scalar.
+        views: Random views of each picture that a step takes the mean gradient of (De et al. 2022). It makes private
+            training better at the price of as many passes; not for your own loss, nor for negatives "batch".
         negatives: For "retrieval": what a pair is told apart from. "batch": the other pairs of the batch, the best
             without privacy. "bank": public captions, so that a pair's loss depends on no other record. "group": the
             other pairs of a small group that is clipped as one, at twice the noise. Private training needs "bank" or
@@ -94,6 +96,7 @@ class TaskConfig(_Table):
     outlines: float = pydantic.Field(default=0.3, ge=0.0, le=1.0)
     label_smoothing: float = pydantic.Field(default=0.0, ge=0.0, lt=1.0)
     loss: EntryPoint | None = None
+    views: int = pydantic.Field(default=1, ge=1, le=64)
     negatives: Literal["batch", "bank", "group"] = "batch"
     bank: tuple[str, ...] = pydantic.Field(default=(), max_length=10_000)
     group_size: int = pydantic.Field(default=8, ge=2, le=1_024)
@@ -111,6 +114,10 @@ class TaskConfig(_Table):
             raise ValueError('image_image: two views are told apart within a batch, which needs negatives = "batch"')
         if self.bank and self.negatives != "bank":
             raise ValueError('bank: public captions are for negatives = "bank"')
+        if self.views > 1 and (self.kind == "custom" or (self.kind == "retrieval" and self.negatives == "batch")):
+            raise ValueError('views: several views are for "classification", and negatives = "bank" or "group"')
+        if self.views > 1 and not (self.augment or (self.kind == "retrieval" and self.outlines)):
+            raise ValueError("views: without random changes (augment) all views are the same")
         return self
 
 
@@ -118,7 +125,8 @@ class TrainingConfig(_Table):
     """How a participant trains between two versions of the model.
 
     Attributes:
-        optimizer: "adamw" or "sgd"; a fresh one each round.
+        optimizer: "adamw" or "sgd"; a fresh one each round. In steps with noise, adamw takes the noise's part out of
+            its second moment (DP-AdamBC, Tang et al. 2023).
         learning_rate: Step size at its highest.
         schedule: "constant", or "cosine" from ``learning_rate`` to zero over all rounds of the run.
         warmup_steps: Steps of each round over which the step size rises: a fresh optimizer's first steps are the least
@@ -128,7 +136,10 @@ class TrainingConfig(_Table):
         batch_size: Examples of a step; less where the institution has fewer.
         weight_decay: Decoupled for adamw, L2 for sgd; matrices only, never biases or norms.
         momentum: Of sgd; the first moment's decay of adamw.
-        clip_norm: Largest L2 norm of the gradient of a step; 0 for none.
+        clip_norm: Largest L2 norm of the gradient of a step; 0 for none. Noise that is added to records' gradients has
+            a clipping of its own, in [privacy]; this one is left out then.
+        average: Decay of a moving average of the weights over the steps of a round, which is what the round gives; 0
+            for the last step's weights. It takes out some of the noise of private steps.
         threads: CPU threads inside an operation. Part of the plan since it changes the rounding of sums.
     """
 
@@ -142,6 +153,7 @@ class TrainingConfig(_Table):
     weight_decay: float = pydantic.Field(default=0.05, ge=0.0, le=10.0)
     momentum: float = pydantic.Field(default=0.9, ge=0.0, lt=1.0)
     clip_norm: float = pydantic.Field(default=1.0, ge=0.0, le=1e6)
+    average: float = pydantic.Field(default=0.0, ge=0.0, lt=1.0)
     threads: int = pydantic.Field(default=1, ge=1, le=256)
 
     @pydantic.model_validator(mode="after")
@@ -177,6 +189,8 @@ class LearningConfig(_Table):
             raise ValueError('task.kind: "retrieval" trains the multimodal model; a custom model needs kind = "custom"')
         if self.task.kind == "classification" and self.model.kind == "multimodal" and self.model.classes < 2:
             raise ValueError("model.classes: classification needs the number of classes, at least 2")
+        if self.task.views > 1 and self.model.kind == "custom":
+            raise ValueError("task.views: a model of your own is given each picture once; draw views in your data set")
         return self
 
     def metrics(self) -> tuple[str, ...]:

@@ -10,21 +10,25 @@ from privacy.ledger import Book
 
 _PRV_ERROR: Final = 0.01
 _AGREEMENT: Final = 0.003
+_RELATIVE: Final = 0.01  # many different amounts of noise are rounded to a grid
 
 
 def recompute(book: Book, dataset: str) -> dict[str, Any]:
-    """What a data set has paid by PLD, by RDP, and by Opacus's PRV accountant where it is installed.
+    """What a data set has paid by our PLD, by dp-accounting's, by RDP, and by Opacus's PRV where that is installed.
 
     Returns:
-        The figures, and whether they agree: PLD at most RDP, and within PRV's error of PRV.
+        The figures, and whether they agree: the two PLDs with each other, PLD at most RDP, within PRV's error of PRV.
     """
     balance = book.balance(dataset)
     events = list(balance.events)
     pld = epsilon(events, balance.delta, interval=FINE)
+    reference = epsilon(events, balance.delta, "reference", interval=FINE)
     rdp = epsilon(events, balance.delta, "rdp")
     prv = _prv(events, balance.delta)
-    agree = pld <= rdp + _AGREEMENT and (prv is None or abs(prv - pld) <= _PRV_ERROR + _AGREEMENT)
-    return {"dataset": dataset, "delta": balance.delta, "pld": pld, "rdp": rdp, "prv": prv, "agree": agree}
+    close = abs(reference - pld) <= max(_AGREEMENT, _RELATIVE * pld)
+    agree = close and pld <= rdp + _AGREEMENT and (prv is None or abs(prv - pld) <= _PRV_ERROR + _AGREEMENT)
+    figures = {"pld": pld, "reference": reference, "rdp": rdp, "prv": prv}
+    return {"dataset": dataset, "delta": balance.delta, **figures, "agree": agree}
 
 
 def _prv(events: list[Event], delta: float) -> float | None:

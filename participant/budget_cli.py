@@ -58,9 +58,10 @@ def audit(home: _Home = _DEFAULT_HOME, as_json: _Json = False) -> None:
         typer.echo(f"The ledger's {book.count} lines follow each other and are signed by {site.name}.")
         for row in rows:
             second = "" if row["prv"] is None else f", PRV {row['prv']:.4g}"
+            verdict = "they agree" if row["agree"] else "THEY DISAGREE"
             typer.echo(
-                f"{row['dataset']}: epsilon at delta {row['delta']:.3g} by PLD {row['pld']:.4g}, RDP {row['rdp']:.4g}"
-                f"{second}; {'they agree' if row['agree'] else 'THEY DISAGREE'}"
+                f"{row['dataset']}: epsilon at delta {row['delta']:.3g} by PLD {row['pld']:.4g}, by dp-accounting "
+                f"{row['reference']:.4g}, RDP {row['rdp']:.4g}{second}; {verdict}"
             )
     if not all(row["agree"] for row in rows):
         raise typer.Exit(6)

@@ -11,12 +11,22 @@ from wire import RunPlan
 
 
 def site_plan(
-    run: RunPlan, *, records: int, batch_size: int, steps_per_round: int, dimension: int, group_factor: int
+    run: RunPlan,
+    *,
+    unit: Unit,
+    units: int,
+    records: int,
+    batch_size: int,
+    steps_per_round: int,
+    dimension: int,
+    group_factor: int,
 ) -> PrivacyPlan:
     """Solve a run's privacy for one site.
 
     Args:
         run: Its ``privacy`` isn't "off".
+        unit: RECORD, or PERSON where the site's data say whose records they are; PARTICIPANT for that placement.
+        units: How many of them this site has.
         records: Of this site.
         batch_size: Records of a step, where the run sets no sampling rate.
         steps_per_round: Noisy steps of a round with local noise.
@@ -30,12 +40,12 @@ def site_plan(
     placement = Placement(spec.placement)
     rate = spec.sampling_rate or min(1.0, batch_size / max(records, 1))
     return solve(
-        unit=Unit.PARTICIPANT if placement is Placement.PARTICIPANT else Unit.RECORD,
+        unit=unit,
         placement=placement,
         target_epsilon=spec.epsilon,
         delta=spec.delta,
         # A site as a whole is one unit; that delta is small must be judged by the number of sites.
-        records=run.rounds.min_participants if placement is Placement.PARTICIPANT else records,
+        records=run.rounds.min_participants if placement is Placement.PARTICIPANT else units,
         sampling_rate=1.0 if placement is Placement.PARTICIPANT else rate,
         clip_norm=spec.clip_norm,
         rounds=run.rounds.count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -64,6 +65,8 @@ class SecureSums:
         """This task is in hand."""
         self._task = (_assignment(job, plan), None)
         self._integers = plan.shared_noise is not None
+        honest = plan.shared_noise.honest if plan.shared_noise is not None else 0
+        self._machine.policy = dataclasses.replace(self._machine.policy, min_honest=honest)
 
     def trained(self, record: TaskRecord) -> list[Action]:
         """The task in hand has its result in the journal."""

@@ -18,7 +18,8 @@ class Examples:
         images: uint8 [n, channels, height, width], 1 or 3 channels.
         captions: For each example one or more texts that describe it; the first is the one used in evaluation.
         labels: int64 [n].
-        persons: int64 [n] from 0, whose record each is, where one person may have several; for private training.
+        persons: int64 [n], a number for the person whose record each is, where one person may have several. It follows
+            from the person alone. For private training.
     """
 
     images: torch.Tensor | None = None

@@ -24,6 +24,7 @@ import torch
 
 from core_model.data.examples import DataSource, Examples
 from core_model.errors import DataError
+from core_model.seeds import derive
 
 COLUMNS = ("file", "text", "label", "person", "split")
 
@@ -171,13 +172,12 @@ def _examples(rows: list[_Row], size: int) -> Examples:
     images = torch.from_numpy(np.stack([_picture(row, size) for row in rows]))
     texts = [(row.text,) for row in rows if row.text is not None]
     labels = [row.label for row in rows if row.label is not None]
-    persons = [row.person for row in rows if row.person is not None]
-    numbers = {name: number for number, name in enumerate(sorted(set(persons)))}
+    persons = [derive("person", row.person) for row in rows if row.person is not None]
     return Examples(
         images=images,
         captions=texts or None,
         labels=torch.tensor(labels, dtype=torch.int64) if labels else None,
-        persons=torch.tensor([numbers[name] for name in persons], dtype=torch.int64) if persons else None,
+        persons=torch.tensor(persons, dtype=torch.int64) if persons else None,
     )
 
 

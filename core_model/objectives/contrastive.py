@@ -17,7 +17,7 @@ def bank_losses(
     images: torch.Tensor,
     texts: torch.Tensor,
     bank: torch.Tensor,
-    same: torch.Tensor,
+    own: torch.Tensor,
     scale: torch.Tensor,
 ) -> torch.Tensor:
     """Match each picture and its own caption against a bank of public captions: one loss for each pair.
@@ -30,35 +30,39 @@ def bank_losses(
         images: Unit vectors [n, e] of pictures.
         texts: Unit vectors [n, e] of their captions.
         bank: Unit vectors [m, e] of public captions, without gradients.
-        same: bool [n, m], where a caption of the bank is the pair's own: no negative for it.
+        own: bool [n, m], where a caption of the bank is one of the pair's own: no negative for it.
         scale: Inverse temperature, [1] or [n].
 
     Returns:
         [n] The mean of two cross-entropies: the picture finds its caption, and the caption its picture, each among the
         bank's captions.
     """
-    own = (images * texts).sum(1, keepdim=True)
+    matched = (images * texts).sum(1, keepdim=True)
     scale = scale.reshape(-1, 1)
     target = torch.zeros(len(images), dtype=torch.int64)
     total = torch.zeros(len(images))
     for vectors in (images, texts):
         # Left out after scaling: the scale's own gradient would be 0 times infinity.
-        others = (scale * (vectors @ bank.T)).masked_fill(same, -torch.inf)
-        total = total + F.cross_entropy(torch.cat((scale * own, others), 1), target, reduction="none")
+        others = (scale * (vectors @ bank.T)).masked_fill(own, -torch.inf)
+        total = total + F.cross_entropy(torch.cat((scale * matched, others), 1), target, reduction="none")
     return total / 2
 
 
-def group_losses(images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def group_losses(images: torch.Tensor, texts: torch.Tensor, apart: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The contrastive loss among the pairs of each group: one loss for each pair, coupled within its group only.
+
+    Formal Guarantees:
+        Where ``apart`` holds for all pairs of two groups, neither group's losses depend on the other. So adding or
+        removing a pair changes the gradient of one group, from g to g': if each is clipped to C, the sum of all groups
+        changes by at most 2 C.
 
     Args:
         images: Unit vectors [n, e].
         texts: Unit vectors [n, e].
-        groups: int64 [n].
+        apart: bool [n, n], symmetric and False on the diagonal: pairs that aren't told apart.
         scale: Inverse temperature, [1] or [n].
     """
     scale = scale.reshape(-1, 1)
-    apart = groups.unsqueeze(0) != groups.unsqueeze(1)
     target = torch.arange(len(images))
     total = torch.zeros(len(images))
     for one, other in ((images, texts), (texts, images)):

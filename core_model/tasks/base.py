@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -59,32 +60,60 @@ class LearningTask(abc.ABC):
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
         """The scalar to minimise, and further figures worth reporting."""
 
-    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> Any:
+    # ---- what private training asks for -----------------------------------------------------------------------------
+
+    @property
+    def persons(self) -> npt.NDArray[np.int64] | None:
+        """For each example a number of the person whose record it is, [n]; None where each record is its own person."""
+        return None
+
+    @property
+    def views(self) -> int:
+        """Random views of each example in a private batch; its gradient is their mean."""
+        return 1
+
+    @property
+    def group_count(self) -> int | None:
+        """How many groups there are; None where each example has a loss of its own."""
+        return None
+
+    def groups(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """For each of these examples the group whose loss it shares, [B] in [0, ``group_count``).
+
+        Formal Guarantees:
+            An example's group follows from that example (or its person) alone, whoever else is there and in whatever
+            order. So adding or removing one changes one group; the loss of all others stays what it was.
+        """
+        raise NotImplementedError("without group_count there are no groups")
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> Any:
         """A training batch of these examples, for private training, which chooses them itself.
 
         Args:
             index: [B] At least one.
-            seed: Of random changes to the examples.
+            seed: Of random changes to the examples; fresh and secret in private training, so that what is drawn for
+                one example tells nothing of the others. None leaves them as they are.
+
+        Returns:
+            A batch of ``B * views`` rows, each example's views together.
         """
         raise coupled(self)
 
     def record_losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """One loss for each example of the batch, [B], for private training.
-
-        Where examples are grouped (:meth:`groups`), what is said of an example's loss holds for a group's.
+        """One loss for each row of the batch, [B * views]; the gradient of an example is the sum over its rows.
 
         Formal Guarantees:
-            An example's loss doesn't depend on the other examples of the batch; ``participant`` tests that before it
-            trains.
+            A row's loss depends on its own example alone; with groups, on those of its own group alone.
+            ``participant`` tests that before it trains.
 
         Raises:
             CoupledLossError: The loss compares examples with each other.
         """
         raise coupled(self)
 
-    def groups(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """For each of these examples the group whose loss it shares, [B], by its own number alone; None for none."""
-        return None
+    def step(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """While a step's private batches pass through the model; what they share is computed once, on entering."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module) -> Evaluation:

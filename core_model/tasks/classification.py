@@ -52,7 +52,7 @@ class ClassificationTask(LearningTask):
         """Yield (images, hashed captions, labels)."""
         generator = torch.Generator().manual_seed(seed)
         for index in index_batches(len(self._train), self._config.training.batch_size, seed, steps):
-            images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(index)))
+            images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(np.repeat(index, self.views))))
             if images is not None:
                 images = augment(images, self._config.task.augment, generator)
             yield images, hashed, labels
@@ -66,19 +66,30 @@ class ClassificationTask(LearningTask):
         loss = F.cross_entropy(logits, labels, label_smoothing=self._config.task.label_smoothing)
         return loss, {"accuracy": accuracy}
 
-    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> Batch:
+    @property
+    def persons(self) -> npt.NDArray[np.int64] | None:
+        """As the data source knows them."""
+        return None if self._train.persons is None else self._train.persons.numpy()
+
+    @property
+    def views(self) -> int:
+        """As configured."""
+        return self._config.task.views
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> Batch:
         """Images, hashed captions, labels of these examples."""
-        images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(index)))
-        if images is not None:
+        images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(np.repeat(index, self.views))))
+        if images is not None and seed is not None:
             images = augment(images, self._config.task.augment, torch.Generator().manual_seed(seed))
         return images, hashed, labels
 
     def record_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Cross-entropy of each example."""
+        """Cross-entropy of each view, over the number of views."""
         assert isinstance(model, MultimodalEncoder)
         images, hashed, labels = batch
         logits = model.classify(images, hashed)
-        return F.cross_entropy(logits, labels, label_smoothing=self._config.task.label_smoothing, reduction="none")
+        smoothing = self._config.task.label_smoothing
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none") / self.views
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Accuracy and mean cross-entropy on the held-out examples."""

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, default_collate
 from core_model.config import LearningConfig, ModelConfig, TrainingConfig
 from core_model.encoder import MultimodalEncoder
 from core_model.errors import DataError, UserCodeError
+from core_model.seeds import derive
 from core_model.tasks.base import Evaluation, LearningTask, coupled, index_batches, seeded_build
 
 Loss = Callable[[nn.Module, Any], Any]
@@ -105,8 +106,25 @@ class CustomTask(LearningTask):
             )
         return value, {str(name): float(figure) for name, figure in figures.items()}
 
-    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> Any:
-        """These examples, collated."""
+    @property
+    def persons(self) -> npt.NDArray[np.int64] | None:
+        """The data set's attribute ``persons``, if it has one.
+
+        Raises:
+            DataError: They aren't as many as the examples.
+        """
+        names = getattr(self._train, "persons", None)
+        if names is None:
+            return None
+        if len(names) != self.examples:
+            raise DataError(
+                f"The data set has {self.examples} examples, and an attribute persons of {len(names)}.",
+                "One entry for each example: the name or number of the person whose record it is.",
+            )
+        return np.array([derive("person", str(name)) for name in names], np.int64)
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> Any:
+        """These examples, collated; what the data set draws at random is its own affair."""
         return default_collate([self._train[int(i)] for i in index])
 
     def record_losses(self, model: nn.Module, batch: Any) -> torch.Tensor:

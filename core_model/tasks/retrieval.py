@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,7 +24,9 @@ from core_model.tasks.base import Evaluation, LearningTask, coupled, index_batch
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 PrivateBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Views [n, 3, s, s], hashed captions [n, t, pieces], and what a row isn't told apart from: see ``sampled``."""
 _CHUNK = 256
+_BANK_CHUNK = 128
 
 
 class RetrievalTask(LearningTask):
@@ -43,7 +47,7 @@ class RetrievalTask(LearningTask):
         assert source.train.images is not None
         self._pixels = shrink(source.train.images, config.model.image_size)
         self._hashed = [self._hash(texts) for texts in source.train.captions or ()]
-        self._hashed_bank: torch.Tensor | None = None
+        self._vectors: torch.Tensor | None = None
         self._queries = {
             name: self._hash([texts[0] for texts in part.captions or ()]) for name, part in source.evaluation.items()
         }
@@ -58,9 +62,16 @@ class RetrievalTask(LearningTask):
         build = functools.partial(MultimodalEncoder, self._config.model, self._config.task.temperature)
         return seeded_build(build, seed)
 
-    def batches(self, seed: int, steps: int) -> Iterator[Batch]:
-        """Yield (images, hashed captions, second view of the images or None); one caption of each example at random."""
+    def batches(self, seed: int, steps: int) -> Iterator[Batch | PrivateBatch]:
+        """Yield (images, hashed captions, second view of the images or None); one caption of each example at random.
+
+        Without negatives from the batch, yield what :meth:`sampled` gives.
+        """
         task = self._config.task
+        if task.negatives != "batch":
+            for step, index in enumerate(index_batches(self.examples, self._config.training.batch_size, seed, steps)):
+                yield self.sampled(index, derive(seed, "step", step))
+            return
         generator = torch.Generator().manual_seed(seed)
         chooser = np.random.default_rng(derive(seed, "caption"))
         for index in index_batches(self.examples, self._config.training.batch_size, seed, steps):
@@ -73,26 +84,57 @@ class RetrievalTask(LearningTask):
             ]
             yield views[0], chosen, views[1] if task.image_image else None
 
-    def sampled(self, index: npt.NDArray[np.int64], seed: int) -> PrivateBatch:
-        """Images, hashed captions, where the bank holds an own caption, and groups of these pairs."""
-        task = self._config.task
-        generator = torch.Generator().manual_seed(seed)
-        chooser = np.random.default_rng(derive(seed, "caption"))
-        pixels = to_float(self._pixels[torch.from_numpy(index)], self._config.model.image_size)
-        hashed = [self._hashed[i] for i in index.tolist()]
-        chosen = torch.stack([texts[int(chooser.integers(len(texts)))] for texts in hashed])
-        views = augment(outline(pixels, task.outlines, generator), task.augment, generator)
-        groups = self.groups(index)
-        return views, chosen, torch.zeros(len(index), dtype=torch.int64) if groups is None else torch.from_numpy(groups)
+    @property
+    def persons(self) -> npt.NDArray[np.int64] | None:
+        """As the data source knows them."""
+        found = self.source.train.persons
+        return None if found is None else found.numpy()
 
-    def groups(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """Groups by a hash of the pair's own number: who is in a group doesn't depend on who else is there."""
+    @property
+    def views(self) -> int:
+        """As configured."""
+        return self._config.task.views
+
+    @property
+    def group_count(self) -> int | None:
+        """As many groups as have ``group_size`` pairs of a batch each, on average."""
         task = self._config.task
         if task.negatives != "group":
             return None
-        expected = min(self._config.training.batch_size, self.examples)
-        count = max(1, round(expected / task.group_size))
-        return np.array([derive("group", int(item)) % count for item in index], np.int64)
+        return max(1, round(min(self._config.training.batch_size, self.examples) / task.group_size))
+
+    def groups(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """By a hash of the pair itself, picture and captions; where persons are known, of its person."""
+        count = self.group_count
+        assert count is not None
+        return np.array([derive("group", key) % count for key in self._identities[index].tolist()], np.int64)
+
+    def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> PrivateBatch:
+        """Views, hashed captions, and what a row isn't told apart from.
+
+        The third part is bool: for negatives "bank" [n, m], where the bank holds one of the pair's own captions; for
+        "group" [n, n], pairs of other groups, and other views of the same pair.
+        """
+        task = self._config.task
+        rows = np.repeat(index, self.views)
+        pixels = to_float(self._pixels[torch.from_numpy(rows)], self._config.model.image_size)
+        hashed = [self._hashed[i] for i in rows.tolist()]
+        if seed is None:
+            chosen, views = torch.stack([texts[0] for texts in hashed]), pixels
+        else:
+            chooser = np.random.default_rng(derive(seed, "caption"))
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.stack([texts[int(chooser.integers(len(texts)))] for texts in hashed])
+            views = augment(outline(pixels, task.outlines, generator), task.augment, generator)
+        if task.negatives == "group":
+            groups = torch.from_numpy(np.repeat(self.groups(index), self.views))
+            pair = torch.arange(len(index)).repeat_interleave(self.views)
+            same = (pair[:, None] == pair) & ~torch.eye(len(rows), dtype=torch.bool)
+            return views, chosen, (groups[:, None] != groups) | same
+        own = torch.zeros((len(rows), len(self._bank)), dtype=torch.bool)
+        for row, texts in enumerate(hashed):
+            own[row] = torch.isin(self._bank_keys, _keys(texts))
+        return views, chosen, own
 
     def record_losses(self, model: nn.Module, batch: PrivateBatch) -> torch.Tensor:
         """Each pair against public captions, or the pairs of each group among themselves.
@@ -104,28 +146,62 @@ class RetrievalTask(LearningTask):
         task = self._config.task
         if task.negatives == "batch":
             raise coupled(self)
-        views, chosen, groups = batch
+        views, chosen, apart = batch
         images, texts = model.embed_images(views), model.embed_texts(chosen)
         scale = model.scale(len(views))
         if task.negatives == "group":
-            return group_losses(images, texts, groups, scale)
-        bank = self._bank()
-        same = _keys(chosen).unsqueeze(1) == _keys(bank).unsqueeze(0)
-        with torch.no_grad():
-            vectors = torch.cat([model.embed_texts(part) for part in torch.split(bank, _CHUNK)])
-        return bank_losses(images, texts, vectors.detach(), same, scale)
+            return group_losses(images, texts, apart, scale) / self.views
+        vectors = self._embed_bank(model) if self._vectors is None else self._vectors
+        return bank_losses(images, texts, vectors, apart, scale) / self.views
 
+    @contextlib.contextmanager
+    def step(self, model: nn.Module) -> Iterator[None]:
+        """The bank's vectors are computed once for all chunks of a step."""
+        if self._config.task.negatives != "bank":
+            yield
+            return
+        self._vectors = self._embed_bank(model)
+        try:
+            yield
+        finally:
+            self._vectors = None
+
+    @functools.cached_property
+    def _identities(self) -> npt.NDArray[np.int64]:
+        """A number for each pair that follows from it, or from its person, alone."""
+        if self.persons is not None:
+            return self.persons
+        found = []
+        for pixels, texts in zip(self._pixels, self._hashed, strict=True):
+            digest = hashlib.sha256(pixels.numpy().tobytes() + texts.numpy().tobytes()).digest()
+            found.append(int.from_bytes(digest[:8], "little") >> 1)
+        return np.array(found, np.int64)
+
+    @functools.cached_property
     def _bank(self) -> torch.Tensor:
-        """The hashed public captions [m, t, pieces]."""
-        if self._hashed_bank is None:
-            captions = self._config.task.bank or emoji_names()
-            self._hashed_bank = self._hash(captions)
-        return self._hashed_bank
+        """The hashed public captions [m, t, pieces], the short ones first: a chunk is as long as its longest."""
+        hashed = self._hash(self._config.task.bank or emoji_names())
+        return hashed[torch.argsort((hashed[:, :, 0] != 0).sum(1), stable=True)]
 
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        """Image-text InfoNCE, plus the weighted loss between two views where that is switched on."""
+    @functools.cached_property
+    def _bank_keys(self) -> torch.Tensor:
+        return _keys(self._bank)
+
+    def _embed_bank(self, model: nn.Module) -> torch.Tensor:
+        assert isinstance(model, MultimodalEncoder)
+        with torch.no_grad():
+            return torch.cat([model.embed_texts(part) for part in torch.split(self._bank, _BANK_CHUNK)])
+
+    def loss(self, model: nn.Module, batch: Batch | PrivateBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """Image-text InfoNCE, plus the weighted loss between two views where that is switched on.
+
+        Without negatives from the batch, the mean of :meth:`record_losses`.
+        """
         assert isinstance(model, MultimodalEncoder)
         first, hashed, second = batch
+        if self._config.task.negatives != "batch":
+            assert second is not None
+            return self.record_losses(model, (first, hashed, second)).mean() * self.views, {}
         texts = model.embed_texts(hashed)
         if second is None:
             return contrastive_loss(model.embed_images(first), texts, model.scale()), {}

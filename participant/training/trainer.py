@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ from core_model import (
 from core_model.manifest import Vector
 from core_model.tasks import RetrievalTask
 from participant.training.optimizer import learning_rate, make_optimizer
+from participant.training.private.optimizers import WeightAverage
 from participant.training.private.rounds import Integers, PrivateRounds
 from privacy.accounting.events import Placement
 from privacy.mechanisms.plan import PrivacyPlan
@@ -65,8 +67,10 @@ class LocalTrainer:
     """Trains and scores versions of one model on one institution's data; the model is built once and reused.
 
     The result depends on base, seed, round, rounds, name and the plan's number of threads, and on nothing else: not on
-    the process, the thread, or what was trained before. Torch's global generator and thread number are set while it
-    works and restored afterwards, under one lock for the whole process: to train in parallel, use several processes.
+    the process, the thread, or what was trained before. Private training is the exception: samples and noise come from
+    the operating system, and a round that is repeated gives another update. Torch's global generator and thread number
+    are set while it works and restored afterwards, under one lock for the whole process: to train in parallel, use
+    several processes.
 
     Args:
         config: What the plan asks for.
@@ -158,7 +162,7 @@ class LocalTrainer:
         """
         self._manifest.check(base)
         if self._private is not None and self._private.plan.placement is not Placement.PARTICIPANT:
-            return self._train_privately(self._private, base, seed, round_number, rounds, progress, cancelled)
+            return self._train_privately(self._private, base, round_number, rounds, progress, cancelled)
         settings = self._config.training
         steps = settings.steps(self.examples)
         stream = derive(seed, "round", round_number, "participant", self._name)
@@ -166,6 +170,7 @@ class LocalTrainer:
             model.train()
             optimizer = make_optimizer(model, settings)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            average = WeightAverage(parameters, settings.average) if settings.average else None
             sums: dict[str, float] = {}
             for step, batch in enumerate(self._task.batches(derive(stream, "batches"), steps)):
                 if cancelled():
@@ -181,9 +186,13 @@ class LocalTrainer:
                 if settings.clip_norm:
                     nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()
+                if average is not None:
+                    average.update()
                 for key, figure in {**figures, "loss": value}.items():
                     sums[key] = sums.get(key, 0.0) + figure / steps
                 progress(step + 1, steps)
+            if average is not None:
+                average.store()
             update = difference(model, base)
         # A sum of squares is one pass without a temporary; only where it overflows is each element looked at.
         if not math.isfinite(float(np.dot(update, update))) and not np.isfinite(update).all():
@@ -196,15 +205,14 @@ class LocalTrainer:
         self,
         private: PrivateRounds,
         base: Vector,
-        seed: int,
         round_number: int,
         rounds: int,
         progress: Callable[[int, int], None],
         cancelled: Callable[[], bool],
     ) -> TrainingResult:
         """Noise is drawn afresh each time: the same round twice gives two updates."""
-        stream = derive(seed, "round", round_number, "participant", self._name)
-        with self._prepared(base, derive(stream, "torch")) as model:
+        # Dropout, too, needs a seed that nobody knows: with a known one, who is in a batch decides about others' masks.
+        with self._prepared(base, int.from_bytes(os.urandom(7), "big")) as model:
             update = private.train(
                 model, base, round_number=round_number, rounds=rounds, progress=progress, cancelled=cancelled
             )

@@ -105,6 +105,15 @@ class Participant(Secret):
         # Of the last sum that a quorum has agreed on: its round, how many were asked, and the fewest that are in it.
         self.published = (0, 0, 0)
 
+    @property
+    def policy(self) -> SitePolicy:
+        """The site's rules; a run may add to them."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: SitePolicy) -> None:
+        self._policy = policy
+
     # ---- inputs -----------------------------------------------------------------------------------------------------
 
     def restore(self, notes: Iterable[Note]) -> Step:

@@ -48,6 +48,8 @@ class SitePolicy:
         max_value_bits: The most bits that one value may take.
         max_clip_norm: The largest L2 norm that an update may keep.
         max_clip_value: The largest single value that an update may keep.
+        min_honest: The fewest honest participants that a published sum must hold: where they share a privacy noise, it
+            is sized for so many. Set by the run's plan, not by a person.
 
     Raises:
         SecureAggregationError: "policy-invalid", naming the setting, for a value that would switch a rule off unseen.
@@ -61,6 +63,7 @@ class SitePolicy:
     max_value_bits: int = 30
     max_clip_norm: float = 1e4
     max_clip_value: float = 1e3
+    min_honest: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -184,6 +187,14 @@ def _check_numbers(context: RoundContext, policy: SitePolicy) -> None:
             "cohort-floor",
             f"the roster has {len(context.roster)} participants; a sum needs {numbers.floor}",
             policy.setting("min_cohort"),
+        )
+    least = numbers.floor - numbers.corrupt if not context.group_size else 0
+    if least < policy.min_honest:
+        raise Refusal(
+            "noise-floor",
+            f"a sum over this roster of {len(context.roster)} may hold as few as {least} honest participants; the "
+            f"noise that they share is sized for {policy.min_honest}",
+            "[rounds] min_participants",
         )
     if context.corrupt_percent < policy.min_corrupt_percent:
         raise Refusal(

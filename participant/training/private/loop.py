@@ -11,7 +11,8 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,13 @@ import torch
 from torch import nn
 
 from core_model import Manifest, TrainingConfig
-from core_model.tasks.base import LearningTask
+from core_model.manifest import Vector
+from core_model.tasks import LearningTask
 from participant.training.optimizer import learning_rate, make_optimizer
+from participant.training.private.checks import check_decomposes, check_losses, state_error, unchanged
 from participant.training.private.engine import RecordGradients
+from participant.training.private.optimizers import DPAdamBC, WeightAverage
+from participant.training.private.population import Index, Population
 from privacy.accounting.events import Placement
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.lattice import Lattice
@@ -31,7 +36,9 @@ from privacy.mechanisms.sampling import PoissonSampler
 
 _log = logging.getLogger("fedloom.participant")
 
-_TOLERANCE = 1e-6
+_SMALLEST_MOMENT = 1e-30
+
+_Number = TypeVar("_Number", np.float64, np.int32)
 
 Keys = Callable[[], NoiseKey]
 Integers = npt.NDArray[np.int32]
@@ -44,22 +51,16 @@ class ClipState:
     norm: float
 
 
-def freeze_unused(model: nn.Module, task: LearningTask) -> int:
-    """Freeze what the task's loss doesn't reach, such as the tower of a modality that the site hasn't; what is trained.
+@dataclasses.dataclass(frozen=True)
+class _Clipped:
+    """The clipped sum over a sample [d], how many owners' gradients were within the norm, and how many there are."""
 
-    Returns:
-        Numbers that are trained, d.
+    total: npt.NDArray[np.float64]
+    below: int
+    owners: int
 
-    Raises:
-        CoupledLossError: For a loss that compares records.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batch = task.sampled(np.arange(min(2, task.examples), dtype=np.int64), 0)
-    with torch.random.fork_rng(devices=[]):
-        gradients = torch.autograd.grad(task.record_losses(model, batch).sum(), parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a sum without noise is private and never leaves the process")
 
 
 class PrivateTraining:
@@ -69,8 +70,10 @@ class PrivateTraining:
         model: In the state to train from; changed in place.
         task: The site's side of the task; its losses must decompose by record, or by group.
         plan: Sampler, clipping and noise.
-        max_chunk: Records that pass through the model at a time. A chunk is never noised by itself.
+        max_chunk: Views of records that pass through the model at a time. A chunk is never noised by itself.
         keys: Where noise comes from: the operating system, but in tests.
+        noised: Names of the parameters that a shared noise covers; those that are trained here without it. All sites
+            must name the same: a site's share is missing where it isn't added.
 
     Raises:
         PrivacyError: For a model or loss that the plan's promise can't be kept with.
@@ -85,6 +88,7 @@ class PrivateTraining:
         *,
         max_chunk: int,
         keys: Keys = NoiseKey.fresh,
+        noised: Sequence[str] | None = None,
     ) -> None:
         self._model = model
         self._task = task
@@ -92,14 +96,25 @@ class PrivateTraining:
         self._max_chunk = max_chunk
         self._keys = keys
         self._gradients = RecordGradients(model, rule=plan.rule)
-        if self._gradients.dimension != plan.dimension:
+        self._population = Population(task, plan.unit)
+        covered = set(self._gradients.names if noised is None else noised)
+        self._sizes = {name: p.numel() for name, p in model.named_parameters() if name in covered}
+        if sum(self._sizes.values()) != plan.dimension or not covered.issuperset(self._gradients.names):
             raise PrivacyError(
                 "model-untrained",
                 f"the plan is for {plan.dimension} parameters; {self._gradients.dimension} of the model's are trained",
             )
-        grouped = task.groups(np.arange(min(task.examples, 2), dtype=np.int64)) is not None
-        if grouped != (plan.group_factor == 2):
+        if self._population.factor != plan.group_factor:
             raise PrivacyError("plan-inconsistent", "the plan's sensitivity isn't that of the task's loss")
+
+    def check(self) -> None:
+        """Test that no record's loss or gradient depends on another record (of another group).
+
+        Raises:
+            PrivacyError: "loss-coupled", naming by how much; "loss-shape", "model-state".
+            CoupledLossError: The task says so itself.
+        """
+        check_decomposes(self._model, self._task, self._gradients, self._population)
 
     def steps(
         self,
@@ -113,6 +128,13 @@ class PrivateTraining:
     ) -> bool:
         """Take the noisy steps of a round; the model holds the result. False if ``cancelled()`` said to stop.
 
+        Formal Guarantees:
+            What the model holds afterwards, and ``clip``, are functions of what they were before, of public settings,
+            and of the steps' releases: for each step a Poisson sample's clipped sum with noise of
+            ``gradient_multiplier * sensitivity`` and, where the norm follows the data, a count with noise of its own.
+            So they are as private as the plan says. Noise is drawn afresh whenever a round is repeated; each
+            repetition costs what the first one did.
+
         Args:
             settings: Optimizer and learning rate.
             round_number: From 1.
@@ -122,132 +144,96 @@ class PrivateTraining:
             cancelled: Asked before each step.
         """
         plan = self._plan
-        optimizer = make_optimizer(self._model, settings)
-        sampler = PoissonSampler(self._task.examples, plan.sampling_rate, self._keys())
-        expected = plan.sampling_rate * self._task.examples
+        optimizer = _optimizer(self._model, settings)
+        average = WeightAverage(self._gradients.parameters, settings.average) if settings.average else None
+        sampler = PoissonSampler(self._population.units, plan.sampling_rate, self._keys())
+        expected = self._population.expected(plan.sampling_rate)
         numbers = plan.round_steps(round_number)
         for done, number in enumerate(numbers):
             if cancelled():
                 return False
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, round_number, rounds, done, len(numbers))
             step = plan.step(number)
-            total, below, size = self._clipped(sampler.sample(), clip.norm)
+            clipped = self._clipped(sampler.sample(), clip.norm)
             lattice = Lattice(plan.grid(clip.norm), plan.dimension)
             std = step.gradient_multiplier * plan.sensitivity(clip.norm)
-            noisy = lattice.values(lattice.release(total, std, self._keys()))
+            noisy = lattice.values(lattice.release(clipped.total, std, self._keys()))
             self._assign(noisy / expected)
+            _set(optimizer, learning_rate(settings, round_number, rounds, done, len(numbers)), std / expected, done + 1)
             optimizer.step()
+            if average is not None:
+                average.update()
             if plan.adaptive is not None and step.count_std is not None:
-                # In halves, so that it is an integer: each record adds or takes one.
-                halves = 2 * below - size + int(gaussian_integers(self._keys(), 1, 2.0 * step.count_std)[0])
+                # In halves, so that it is an integer: an owner adds or takes one, and turns from one side to the
+                # other, by two, where it is a group.
+                noise = gaussian_integers(self._keys(), 1, 2.0 * plan.group_factor * step.count_std)
+                halves = 2 * clipped.below - clipped.owners + int(noise[0])
                 clip.norm = plan.adaptive.next_norm(clip.norm, halves / 2, expected)
             progress(done + 1, len(numbers))
+        if average is not None:
+            average.store()
         return True
 
     def shared_step(self, limit: int) -> Integers:
         """One step's clipped sum, downhill, on the plan's lattice, with this site's share of the noise.
 
         Returns:
-            int32 [d], for a secure sum, over all tensors of the model: zero where nothing is trained.
+            int32 [d], for a secure sum, over all tensors of the model: zero where no site trains. Where this site
+            doesn't train but others may, its share of the noise is there all the same.
         """
         plan = self._plan
         if plan.share is None or plan.placement is not Placement.SHARED:
             raise PrivacyError("plan-inconsistent", "the plan doesn't share the noise of a step")
-        sampler = PoissonSampler(self._task.examples, plan.sampling_rate, self._keys())
-        total, _, _ = self._clipped(sampler.sample(), plan.clip_norm)
-        shared = Lattice(plan.share.grid, plan.dimension).share(-total, plan.share.std, self._keys(), limit)
-        return self._spread(shared)
+        sampler = PoissonSampler(self._population.units, plan.sampling_rate, self._keys())
+        clipped = self._clipped(sampler.sample(), plan.clip_norm)
+        trained = {name: p.numel() for name, p in zip(self._gradients.names, self._gradients.parameters, strict=True)}
+        total = _placed(-clipped.total, trained, _places(self._sizes), plan.dimension)
+        shared = Lattice(plan.share.grid, plan.dimension).share(total, plan.share.std, self._keys(), limit)
+        manifest = Manifest.of(self._model)
+        whole = {entry.name: slice(entry.offset, entry.offset + entry.size) for entry in manifest.entries}
+        return _placed(shared, self._sizes, whole, manifest.dimension)
 
-    def check(self) -> None:
-        """Test that no record's loss or gradient depends on another record (of another group).
+    def check_untrained(self, update: Vector) -> None:
+        """Test that a round's update float32 [d] is zero wherever no noise was added.
 
         Raises:
-            PrivacyError: "loss-coupled", naming by how much.
-            CoupledLossError: The task says so itself.
+            PrivacyError: "model-state".
         """
-        index = self._strangers()
-        if index is None:
-            return
-        seed = int.from_bytes(os.urandom(7), "big")
-        found = []
-        for others in (index[1:3], index[2:4]):
-            batch = self._task.sampled(np.array([index[0], *others], np.int64), seed)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed & 0x7FFFFFFF)
-                loss = self._task.record_losses(self._model, batch)
-                if loss.shape != (3,):
-                    raise PrivacyError(
-                        "loss-shape",
-                        f"the loss of 3 records has the shape {list(loss.shape)}, not one value for each record",
-                        "Return a tensor of shape (batch,): for example reduction='none'.",
-                    )
-                gradients = torch.autograd.grad(loss[0], self._gradients.parameters)
-            found.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        largest = float(found[0].abs().max())
-        moved = float((found[0] - found[1]).abs().max())
-        if not moved <= _TOLERANCE * max(1.0, largest) + 1e-5 * largest:
-            raise PrivacyError(
-                "loss-coupled",
-                f"replacing other records of a batch changes a record's gradient by {moved:.3g} (of {largest:.3g}): "
-                "clipping wouldn't bound its influence",
-                "Use a loss of each record alone; no batch statistics, no comparison within the batch.",
-            )
+        trained = set(self._gradients.names)
+        for entry in Manifest.of(self._model).entries:
+            if entry.name not in trained and update[entry.offset : entry.offset + entry.size].any():
+                raise state_error(entry.name)
 
-    def _strangers(self) -> npt.NDArray[np.int64] | None:
-        """Four records of four groups; None where there aren't so many."""
-        index = np.arange(min(self._task.examples, 4_096), dtype=np.int64)
-        groups = self._task.groups(index)
-        if groups is not None:
-            _, first = np.unique(groups, return_index=True)
-            index = index[np.sort(first)]
-        return index[:4] if len(index) >= 4 else None
-
-    def _clipped(self, index: npt.NDArray[np.int64], norm: float) -> tuple[npt.NDArray[np.float64], int, int]:
-        """The clipped sum [d] over these records, how many were within the norm, and how many there are."""
-        total = np.zeros(self._plan.dimension, np.float64)
-        below = 0
+    def _clipped(self, units: Index, norm: float) -> _Clipped:
+        """The clipped sum over the records of these units."""
+        records = self._population.records(units)
+        total = np.zeros(self._gradients.dimension, np.float64)
+        below = owners = 0
         self._model.train()
-        for chunk in self._chunks(index):
-            seed = int.from_bytes(os.urandom(7), "big")
-            batch = self._task.sampled(chunk, seed)
-            groups = self._task.groups(chunk)
-            owners = None if groups is None else torch.from_numpy(np.unique(groups, return_inverse=True)[1])
-            losses = functools.partial(self._task.record_losses, self._model, batch)
-            found = self._gradients.clipped_sum(losses, norm, owners=owners)
-            total += self._gradients.flat(found.total).numpy()
-            below += found.below
-        if len(index) and below == len(index):
+        with unchanged(self._model), self._task.step(self._model):
+            for chunk, keys in self._population.chunks(records, self._max_chunk):
+                # Random changes to the records come from a secret seed: with a known one, who is in a batch would
+                # decide about the changes to all others.
+                batch = self._task.sampled(chunk, int.from_bytes(os.urandom(7), "big"))
+                found = self._gradients.clipped_sum(
+                    functools.partial(self._losses, batch, len(chunk)), norm, owners=self._rows(keys)
+                )
+                total += self._gradients.flat(found.total).numpy()
+                below += found.below
+                owners += len(found.norms)
+        if owners and below == owners:
             _log.info("clipping to %g cut no record's gradient: a smaller norm would need less noise", norm)
-        return total, below, len(index)
+        return _Clipped(total, below, owners)
 
-    def _chunks(self, index: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-        """Parts that pass through the model at a time; a group is never divided."""
-        groups = self._task.groups(index) if len(index) else None
-        if groups is None:
-            for start in range(0, len(index), self._max_chunk):
-                yield index[start : start + self._max_chunk]
-            return
-        order = np.argsort(groups, kind="stable")
-        starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-        begin = 0
-        for end in [*starts[1:], len(index)]:
-            following = starts[np.searchsorted(starts, end, "right") :][:1]
-            length = int(following[0]) if len(following) else len(index)
-            if length - begin > self._max_chunk or end == len(index):
-                yield index[order[begin:end]]
-                begin = int(end)
+    def _losses(self, batch: object, records: int) -> torch.Tensor:
+        losses = self._task.record_losses(self._model, batch)
+        check_losses(losses, records * self._task.views)
+        return losses
 
-    def _spread(self, trained: Integers) -> Integers:
-        """A vector over the trained parameters as one over all of the model's tensors, in manifest order."""
-        manifest = Manifest.of(self._model)
-        places = {entry.name: slice(entry.offset, entry.offset + entry.size) for entry in manifest.entries}
-        whole = np.zeros(manifest.dimension, np.int32)
-        offset = 0
-        for name, parameter in zip(self._gradients.names, self._gradients.parameters, strict=True):
-            whole[places[name]] = trained[offset : offset + parameter.numel()]
-            offset += parameter.numel()
-        return whole
+    def _rows(self, keys: Index | None) -> torch.Tensor | None:
+        """Each row's owner, numbered within the chunk."""
+        if keys is None:
+            return None
+        return torch.from_numpy(np.repeat(np.unique(keys, return_inverse=True)[1], self._task.views))
 
     def _assign(self, gradient: npt.NDArray[np.float64]) -> None:
         offset = 0
@@ -279,3 +265,44 @@ def participant_share(
         _log.info("the update was scaled to the clipping norm %g", plan.clip_norm)
         wide *= plan.clip_norm / norm
     return Lattice(plan.share.grid, plan.dimension).share(wide, plan.share.std, keys(), limit)
+
+
+def _optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.Optimizer:
+    ordinary = make_optimizer(model, settings)
+    if not isinstance(ordinary, torch.optim.AdamW):
+        return ordinary
+    groups = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in ordinary.param_groups]
+    return DPAdamBC(groups, settings.learning_rate, betas=ordinary.defaults["betas"])
+
+
+def _set(optimizer: torch.optim.Optimizer, rate: float, noise_std: float, step: int) -> None:
+    """Step size and, for DP-AdamBC, the noise in the gradient and the smallest second moment that is told from it.
+
+    The second moment of noise alone has the mean s^2 and, as an average of t squares with weights beta^(t - k), the
+    standard deviation s^2 sqrt(2 (1 - beta) / (1 + beta) (1 + beta^t) / (1 - beta^t)). What is left of a moment once
+    s^2 is taken out means something above that.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if isinstance(optimizer, DPAdamBC):
+            beta = group["betas"][1]
+            spread = 2 * (1 - beta) / (1 + beta) * (1 + beta**step) / (1 - beta**step)
+            group["noise_std"] = noise_std
+            group["floor"] = max(_SMALLEST_MOMENT, noise_std**2 * math.sqrt(spread))
+
+
+def _places(sizes: dict[str, int]) -> dict[str, slice]:
+    ends = np.cumsum(list(sizes.values())).tolist()
+    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
+
+def _placed(
+    values: npt.NDArray[_Number], sizes: dict[str, int], places: dict[str, slice], length: int
+) -> npt.NDArray[_Number]:
+    """Parts of these sizes, one after the other in ``values``, where they belong in a longer vector of zeros."""
+    whole = np.zeros(length, values.dtype)
+    offset = 0
+    for name, size in sizes.items():
+        whole[places[name]] = values[offset : offset + size]
+        offset += size
+    return whole

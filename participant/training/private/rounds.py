@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 from torch import nn
 
 from core_model import LearningConfig, Manifest, difference
 from core_model.manifest import Vector
 from core_model.tasks.base import LearningTask
 from participant.privacy import site_plan
-from participant.training.private.loop import ClipState, Integers, PrivateTraining, freeze_unused, participant_share
-from privacy.accounting.events import Placement
+from participant.training.private.checks import freeze_unused
+from participant.training.private.loop import ClipState, Integers, PrivateTraining, participant_share
+from participant.training.private.population import Population
+from privacy.accounting.events import Placement, Unit
 from privacy.mechanisms.plan import PrivacyPlan
 from wire import RunPlan
 
@@ -38,21 +39,29 @@ class PrivateRounds:
         self._config = config
         self._task = task
         self._clip = ClipState(run.privacy.clip_norm)
-        whole = Placement(run.privacy.placement) is Placement.PARTICIPANT
-        first = np.arange(min(task.examples, 1), dtype=np.int64)
+        placement = Placement(run.privacy.placement)
+        whole = placement is Placement.PARTICIPANT
+        unit = Unit.PARTICIPANT if whole else Unit.RECORD if task.persons is None else Unit.PERSON
+        people = Population(task, unit)
+        trainable = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+        dimension = Manifest.of(model).dimension if whole else freeze_unused(model, task)
+        # Which parameters a loss doesn't reach may differ from site to site, so a shared noise covers them all.
+        self._noised = list(trainable) if placement is Placement.SHARED else None
         self.plan: PrivacyPlan = site_plan(
             run,
+            unit=unit,
+            units=people.units,
             records=task.examples,
             batch_size=config.training.batch_size,
             steps_per_round=config.training.steps(task.examples),
-            dimension=Manifest.of(model).dimension if whole else freeze_unused(model, task),
-            group_factor=1 if whole or task.groups(first) is None else 2,
+            dimension=sum(trainable.values()) if self._noised is not None else dimension,
+            group_factor=1 if whole else people.factor,
         )
         if not whole:
             self._training(model).check()
 
     def _training(self, model: nn.Module) -> PrivateTraining:
-        return PrivateTraining(model, self._task, self.plan, max_chunk=self._run.privacy.max_chunk)
+        return PrivateTraining(model, self._task, self.plan, max_chunk=self._run.privacy.max_chunk, noised=self._noised)
 
     @property
     def limit(self) -> int:
@@ -83,11 +92,12 @@ class PrivateRounds:
         Returns:
             float32 [d] with local noise, int32 [d] with a share of it.
         """
+        training = self._training(model)
         if self.plan.placement is Placement.SHARED:
-            shared = self._training(model).shared_step(self.limit)
+            shared = training.shared_step(self.limit)
             progress(1, 1)
             return None if cancelled() else shared
-        done = self._training(model).steps(
+        done = training.steps(
             self._config.training,
             round_number=round_number,
             rounds=rounds,
@@ -95,7 +105,11 @@ class PrivateRounds:
             progress=progress,
             cancelled=cancelled,
         )
-        return difference(model, base) if done else None
+        if not done:
+            return None
+        update = difference(model, base)
+        training.check_untrained(update)
+        return update
 
     def share(self, update: Vector) -> Integers:
         """A whole update with this site's share of the noise, for placement PARTICIPANT."""

@@ -41,6 +41,19 @@ def test_it_is_frozen():
         ({"task": {"temperature": 0}}, "temperature"),
         ({"model": {"kind": "custom", "factory": "a:b"}}, "kind"),
         ({"task": {"kindd": "retrieval"}}, "kindd"),
+        ({"model": {"classes": 3}, "task": {"kind": "classification", "negatives": "bank"}}, "negatives"),
+        ({"task": {"negatives": "group", "image_image": 0.5}}, "image_image"),
+        ({"task": {"negatives": "group", "group_size": 1}}, "group_size"),
+        ({"task": {"bank": ["a dog"]}}, "bank"),
+        ({"task": {"views": 2}}, "views"),
+        ({"task": {"kind": "custom", "loss": "a:b", "views": 2}}, "views"),
+        ({"task": {"negatives": "bank", "views": 2, "augment": 0, "outlines": 0}}, "views"),
+        ({"model": {"classes": 3}, "task": {"kind": "classification", "views": 2, "augment": 0}}, "views"),
+        (
+            {"model": {"kind": "custom", "factory": "a:b"}, "task": {"kind": "classification", "views": 2}},
+            "views",
+        ),
+        ({"training": {"average": 1.0}}, "average"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(table, field):

@@ -102,3 +102,19 @@ def test_not_utf8(folder):
     (folder / "manifest.csv").write_bytes(b"file,text\npictures/1.png,\xff\n")
     with pytest.raises(DataError, match="can't be read"):
         load_folder(str(folder), 8)
+
+
+def test_a_column_says_whose_records_they_are(folder):
+    lines = [f"pictures/{i}.png,{i % 3},{('ann', 'bob', ' ann ')[i % 3]},train" for i in range(6)]
+    source = load_folder(manifest(folder, "file,label,person,split", *lines), 8)
+    persons = source.train.persons.tolist()
+    assert persons[0] == persons[2] == persons[3] != persons[1] == persons[4]
+    # A person's number doesn't depend on who else is there.
+    fewer = load_folder(manifest(folder, "file,label,person,split", lines[1]), 8)
+    assert fewer.train.persons.tolist() == [persons[1]]
+    assert load_folder(manifest(folder, "file,label", "pictures/1.png,0"), 8).train.persons is None
+
+
+def test_whose_records_they_are_is_said_of_all_or_none(folder):
+    with pytest.raises(DataError, match=r'line 3: column "person" is filled in some rows'):
+        load_folder(manifest(folder, "file,label,person", "pictures/1.png,0,ann", "pictures/2.png,1,"), 8)

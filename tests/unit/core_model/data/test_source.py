@@ -43,6 +43,7 @@ def test_a_folder_that_is_not_there():
 def test_examples_are_aligned():
     with pytest.raises(DataError, match="equally many"):
         Examples(images=torch.zeros(2, 1, 8, 8), labels=torch.zeros(3))
-    some = Examples(captions=[("a",), ("b",), ("c",)], labels=torch.arange(3)).select([2, 0])
+    some = Examples(captions=[("a",), ("b",), ("c",)], labels=torch.arange(3), persons=torch.arange(3)).select([2, 0])
+    assert some.persons.tolist() == [2, 0]
     assert list(some.captions) == [("c",), ("a",)] and some.labels.tolist() == [2, 0] and some.images is None
     assert len(some) == 2

@@ -60,6 +60,21 @@ def test_a_plan_in_order_passes() -> None:
     check(plan())
 
 
+def test_a_roster_whose_shares_of_the_noise_would_not_be_enough_is_refused() -> None:
+    """Whoever proposes a small roster, or sums of groups, would have less noise in the sum than is accounted."""
+    numbers = plan().numbers
+    least = numbers.floor - numbers.corrupt
+    check(plan(), SitePolicy(min_honest=least))
+    for policy, context in (
+        (SitePolicy(min_honest=least + 1), plan()),
+        (SitePolicy(min_honest=1), changed(group_size=4)),
+    ):
+        with pytest.raises(Refusal) as caught:
+            check(context, policy)
+        assert caught.value.code == "noise-floor"
+        assert "min_participants" in caught.value.setting
+
+
 @pytest.mark.parametrize(
     ("policy", "changes", "code", "setting"),
     [

@@ -31,7 +31,7 @@ def private(folder: Path, placement: str, **options: int) -> Path:
     return config
 
 
-@pytest.mark.parametrize("placement", ["local", "shared"])
+@pytest.mark.parametrize("placement", ["shared", pytest.param("local", marks=pytest.mark.slow)])
 def test_a_private_federation_pays_and_everybody_sees_it(tmp_path: Path, placement: str) -> None:
     config = private(tmp_path, placement)
     with Deployment(tmp_path, config) as federation:

@@ -224,7 +224,7 @@ def _few(events: Sequence[Event]) -> list[Event]:
                 for event in events
             ]
         )
-        if len(rounded) <= 2 * DISTINCT:
+        if len(rounded) <= 4 * DISTINCT:
             break
     return rounded
 

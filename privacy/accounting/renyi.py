@@ -20,9 +20,9 @@ from privacy.accounting.events import Event
 ORDERS: Final = (
     *(1.1 + step / 10 for step in range(99)),
     *(float(order) for order in range(11, 64)),
-    *(64.0 * 2.0 ** (step / 4) for step in range(25)),
+    *(64.0 * 2.0 ** (step / 4) for step in range(17)),
 )
-"""Orders among which the best is taken: from 1.1 for large epsilon to 4096 for small."""
+"""Orders among which the best is taken: from 1.1 for large epsilon to 1024 for small."""
 
 # The trapezoidal rule converges faster than any power for a smooth integrand that decays like a normal density. At
 # sixteen points a standard deviation its error is below float64's rounding.

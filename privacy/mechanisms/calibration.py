@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from privacy.accounting.accountant import COARSE, FINE, epsilon
-from privacy.accounting.events import GaussianEvent, merged
+from privacy.accounting.accountant import COARSE, FINE, Accountant, epsilon, gaussian_epsilon
+from privacy.accounting.events import Event, GaussianEvent, merged
+from privacy.accounting.losses import spread
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.schedules import NoiseSchedule
 
-PRECISION: Final = 1e-3
+PRECISION: Final = 2e-4
 """Relative precision of a solved noise multiplier; always on the safe side."""
 
-_LARGEST: Final = 1e4
+LARGEST: Final = 1e4
+"""A noise multiplier above this isn't looked for: nothing could be learned under it."""
+
 _SMALLEST: Final = 0.05
-_FEW: Final = 4  # different amounts of noise
+_LONGEST: Final = 1 << 40
+# More different amounts of noise are accounted on the coarser lattice, at a thousandth more noise.
+_FEW: Final = 4
 
 
-def events_of(base: float, sampling_rate: float, steps: int, schedule: NoiseSchedule) -> list[GaussianEvent]:
+def events_of(base: float, sampling_rate: float, steps: int, schedule: NoiseSchedule) -> list[Event]:
     """The events of a whole run."""
     return merged(
         [
-            GaussianEvent(noise_multiplier=value, sampling_rate=sampling_rate)
-            for value in schedule.multipliers(base, steps)
+            GaussianEvent(noise_multiplier=base * relative, sampling_rate=sampling_rate, count=count)
+            for relative, count in schedule.plateaus(steps)
         ]
     )
+
+
+def planned_epsilon(events: Sequence[Event], delta: float, accountant: Accountant = "pld") -> float:
+    """What a planned run costs, as finely as a planner can wait for."""
+    return epsilon(events, delta, accountant, interval=FINE if len(merged(events)) <= _FEW else COARSE)
 
 
 def noise_multiplier_for(
@@ -35,12 +45,13 @@ def noise_multiplier_for(
     sampling_rate: float,
     steps: int,
     schedule: NoiseSchedule | None = None,
+    *,
+    accountant: Accountant = "pld",
 ) -> float:
     """The smallest noise multiplier of the first step with which the run keeps within ``target``.
 
     Formal Guarantees:
-        PLD's epsilon of the run's events, at discretisation 1e-4 (1e-3 where the noise takes many values), is at most
-        ``target``.
+        :func:`planned_epsilon` of the run's events, an upper bound, is at most ``target``.
 
     Example:
         >>> round(noise_multiplier_for(1.0, 1e-5, 1.0, 1), 2)
@@ -52,52 +63,50 @@ def noise_multiplier_for(
         sampling_rate: q in (0, 1].
         steps: Of the run.
         schedule: Of the noise; constant without it.
+        accountant: "rdp" where noise may adapt within a filter, which counts in Renyi divergences.
 
     Raises:
         PrivacyError: "budget-impossible" if no reasonable amount of noise is enough.
     """
     schedule = schedule or NoiseSchedule()
 
-    def cost(base: float, interval: float) -> float:
-        return epsilon(events_of(base, sampling_rate, steps, schedule), delta, interval=interval)
+    def enough(base: float) -> bool:
+        return planned_epsilon(events_of(base, sampling_rate, steps, schedule), delta, accountant) <= target
 
-    if cost(_LARGEST, COARSE) > target:
+    if not enough(LARGEST):
         raise PrivacyError(
             "budget-impossible",
             f"{steps} steps at sampling rate {sampling_rate:g} can't keep within epsilon {target:g}, delta {delta:g}",
             "Take fewer rounds or steps, a smaller sampling rate, or a larger epsilon.",
         )
-    several = len(events_of(1.0, sampling_rate, steps, schedule)) > _FEW
-    high = _bisect(lambda base: cost(base, COARSE) <= target, PRECISION if several else 10 * PRECISION)
-    if several:
-        return high  # the finer discretisation would take a minute and gain a thousandth
-    if cost(high, FINE) > target:
-        return high  # both are upper bounds; the coarser one vouches for it
-    low = high / 1.2
-    while low > _SMALLEST and cost(low, FINE) <= target:
-        high, low = low, low / 1.2
-    while high / low > 1 + PRECISION:
-        middle = math.sqrt(low * high)
-        if cost(middle, FINE) <= target:
-            high = middle
-        else:
-            low = middle
-    return high
+    # The central limit of the composition is no bound, but a good place to look around.
+    guess = _bisect(
+        lambda base: _limit(events_of(base, sampling_rate, steps, schedule), delta) <= target, _SMALLEST, LARGEST, 1e-2
+    )
+    return _around(enough, guess)
 
 
-def reported_epsilon(events: list[GaussianEvent], target: float, delta: float) -> float:
-    """What events cost, as finely as it matters: coarsely where that is far over ``target``, or would take long."""
-    coarse = epsilon(events, delta, interval=COARSE)
-    if coarse > 1.1 * target or len(merged(events)) > _FEW:
-        return coarse
-    return epsilon(events, delta, interval=FINE)
+def _limit(events: Sequence[Event], delta: float) -> float:
+    """Epsilon if the sum of the privacy losses were normal."""
+    variance = math.fsum(event.count * spread(event.noise_multiplier, event.sampling_rate) ** 2 for event in events)
+    return gaussian_epsilon(1.0 / math.sqrt(variance), delta)
 
 
-def _bisect(enough: Callable[[float], bool], precision: float) -> float:
-    """The smallest multiplier that is enough, up to a relative precision."""
-    low, high = _SMALLEST, 1.0
-    while not enough(high):
-        low, high = high, 4 * high
+def _around(enough: Callable[[float], bool], guess: float) -> float:
+    """The smallest multiplier that is enough, looked for around a guess."""
+    factor = 1.02
+    low = high = guess
+    if enough(guess):
+        while low > _SMALLEST and enough(low := max(_SMALLEST, high / factor)):
+            high, factor = low, factor * factor
+    else:
+        while not enough(high := min(LARGEST, low * factor)):
+            low, factor = high, factor * factor
+    return _bisect(enough, low, high, PRECISION)
+
+
+def _bisect(enough: Callable[[float], bool], low: float, high: float, precision: float) -> float:
+    """The smallest multiplier from ``low`` to ``high`` (which is enough) that is, up to a relative precision."""
     while high / low > 1 + precision:
         middle = math.sqrt(low * high)
         if enough(middle):
@@ -112,23 +121,39 @@ def steps_until(target: float, delta: float, sampling_rate: float, multiplier: f
 
     >>> steps_until(1.0, 1e-5, 1.0, 3.8)
     1
+
+    Args:
+        target: Epsilon.
+        delta: Delta.
+        sampling_rate: q in (0, 1].
+        multiplier: Of the noise, at every step.
+
+    Returns:
+        The number of steps; 0 if a single one costs more.
+
+    Raises:
+        PrivacyError: "budget-endless" if that is more steps than anybody takes.
     """
 
-    def cost(steps: int) -> float:
+    def affordable(steps: int) -> bool:
         event = GaussianEvent(noise_multiplier=multiplier, sampling_rate=sampling_rate, count=steps)
-        return epsilon([event], delta, interval=COARSE)
+        return epsilon([event], delta) <= target
 
-    if cost(1) > target:
+    if not affordable(1):
         return 0
+    if affordable(_LONGEST):
+        raise PrivacyError(
+            "budget-endless",
+            f"noise multiplier {multiplier:g} doesn't reach epsilon {target:g} in {_LONGEST} steps",
+            "Name the number of rounds, or take less noise.",
+        )
     high = 2
-    while cost(high) <= target:
+    while affordable(high):
         high *= 2
-        if high > 1 << 40:
-            raise PrivacyError("budget-endless", f"noise multiplier {multiplier:g} never reaches epsilon {target:g}")
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        if cost(middle) <= target:
+        if affordable(middle):
             low = middle
         else:
             high = middle

@@ -8,6 +8,7 @@ noise costs nothing beyond what its events cost; noise that is chosen from what 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Final, Literal, TypeAlias
 
@@ -61,6 +62,19 @@ class NoiseSchedule:
         if self.kind == "step":
             return 1.0 if 2 * step < steps else self.end
         return float(self.end ** max(0.0, 4.0 * progress - 3.0))
+
+    def plateaus(self, steps: int) -> list[tuple[float, int]]:
+        """The run as stretches of equal noise: (noise relative to the first step's, steps), in their order.
+
+        >>> NoiseSchedule(kind="step", end=0.5).plateaus(5)
+        [(1.0, 3), (0.5, 2)]
+        """
+        if self.kind == "constant":
+            return [(1.0, steps)]
+        parts = 2 if self.kind == "step" else min(LEVELS, steps)
+        # The first step of each stretch; of two, the first is the longer one.
+        starts = [-(-part * steps // parts) for part in range(parts + 1)]
+        return [(self.relative(start, steps), end - start) for start, end in itertools.pairwise(starts) if end > start]
 
     def multipliers(self, base: float, steps: int) -> list[float]:
         """The noise multiplier of each step.

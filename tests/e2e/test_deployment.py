@@ -50,7 +50,7 @@ def test_four_processes_over_tls_reach_the_simulations_model_byte_for_byte(tmp_p
 
 
 # n = 4 tolerates one that drops out of a secure sum; plain averaging any number of them.
-MODES = [pytest.param("secure", 4, id="secure"), pytest.param("plain", 2, id="plain")]
+MODES = [pytest.param("secure", 4, id="secure"), pytest.param("plain", 2, id="plain", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("aggregation", "count"), MODES)

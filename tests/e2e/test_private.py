@@ -53,6 +53,8 @@ def test_a_private_federation_pays_and_everybody_sees_it(tmp_path: Path, placeme
             assert 0 < row["spent"] <= 6.0
             # The coordinator recomputes from the receipt's events what the site recomputes from its ledger's.
             assert seen[name]["spent"] == pytest.approx(row["spent"], rel=0.01)
+        for name in SITES[:1]:
+            home = ("--home", str(federation.home(name)))
             audit = federation.lines("participant", "budget", "audit", *home)[0]
             assert all(item["agree"] for item in audit["datasets"])
             file = tmp_path / f"{name}.json"

@@ -8,6 +8,23 @@ from protos import session_pb2 as pb
 from wire import RefusedError
 
 
+def check_follows(peer: str, receipt: Receipt, before: Receipt | None) -> None:
+    """Refuse a receipt of a ledger that is older than, or another one than, that of the receipt before.
+
+    Raises:
+        RefusedError: "receipt-older".
+    """
+    if before is None or receipt.lines > before.lines:
+        return
+    if receipt.lines < before.lines or receipt.head != before.head:
+        raise RefusedError(
+            "receipt-older",
+            f"{peer} shows a privacy ledger of {receipt.lines} lines, and has shown one of {before.lines} before: "
+            "lines are gone or were changed",
+            "Ask the site: was an old copy of ledger.sqlite put back?",
+        )
+
+
 def checked_receipt(peer: str, message: pb.BudgetReceipt, members: MemberList, run_id: str) -> Receipt:
     """Read a receipt that a participant shows.
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from coordinator import messages
 from coordinator.actions import Action, Check, Close, Find, Merge, Published, Send, Unmask, Wake
-from coordinator.budgets import checked_receipt
+from coordinator.budgets import check_follows, checked_receipt
 from coordinator.rounds import (
     AnnounceFinish,
     AnnounceVersion,
@@ -353,7 +353,8 @@ class Hub:
     def _budget(self, peer: str, message: pb.BudgetReceipt) -> list[Action]:
         """What the run has cost a site's data. A receipt that doesn't hold is counted; the stream goes on."""
         try:
-            checked_receipt(peer, message, self._federation.members, self.plan.run_id)
+            receipt = checked_receipt(peer, message, self._federation.members, self.plan.run_id)
+            check_follows(peer, receipt, self.budgets().get(peer))
         except RefusedError as error:
             self.count(error, peer)
         else:

@@ -56,12 +56,15 @@ class SiteBudget:
             return
         # Where a whole site is hidden, it is the one unit that it holds.
         units = 1 if plan.unit is Unit.PARTICIPANT else records
+        # Once a data set has a budget, its ledger says which: the administrator may have changed it since this
+        # process read its configuration, and no run may undo that.
+        known = self._ledger.book().data.get(self._dataset)
         self._ledger.open_dataset(
             self._dataset,
             records=units,
             unit=plan.unit,
-            epsilon=self._rules.epsilon,
-            delta=self._rules.delta_for(units),
+            epsilon=known.epsilon if known is not None else self._rules.epsilon,
+            delta=known.delta if known is not None else self._rules.delta_for(units),
         )
         _log.info("run %s: %s", run.run_id, plan.statement())
 

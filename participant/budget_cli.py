@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,24 +12,29 @@ import typer
 if TYPE_CHECKING:
     from participant.ledger import BudgetLedger
     from participant.site import Site
-    from privacy.ledger import Book
 
 app = typer.Typer(help="What this site's data have paid in privacy, and what is left.", add_completion=False)
 
 _DEFAULT_HOME = Path("~/.fedloom/participant")
-_Home = Annotated[Path, typer.Option("--home", help="The site's folder: identity, configuration, ledger.")]
+_Home = Annotated[
+    Path | None,
+    typer.Option("--home", help=f"The site's folder: identity, configuration, ledger; {_DEFAULT_HOME} if not given."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
-def budget(context: typer.Context, home: _Home = _DEFAULT_HOME, as_json: _Json = False) -> None:
+def budget(context: typer.Context, home: _Home = None, as_json: _Json = False) -> None:
     """Show spent and left for each data set, and the tasks that it was spent on."""
     if context.invoked_subcommand is not None:
+        context.obj = _Before(home, as_json)
         return
-    _, ledger = _open(home)
+    from participant.budget_report import data_row
+
+    _, ledger = _open(home or _DEFAULT_HOME)
     try:
         book = ledger.book()
-        rows = [_row(book, name) for name in sorted(book.data)]
+        rows = [data_row(book, name) for name in sorted(book.data)]
     finally:
         ledger.close()
     if as_json:
@@ -41,10 +47,11 @@ def budget(context: typer.Context, home: _Home = _DEFAULT_HOME, as_json: _Json =
 
 
 @app.command()
-def audit(home: _Home = _DEFAULT_HOME, as_json: _Json = False) -> None:
+def audit(context: typer.Context, home: _Home = None, as_json: _Json = False) -> None:
     """Check every line of the ledger, and recompute epsilon with independent accountants."""
     from participant.budget_audit import recompute
 
+    home, as_json = _given(context, home, as_json)
     site, ledger = _open(home)
     try:
         book = ledger.book()  # reads and checks the whole chain
@@ -52,10 +59,14 @@ def audit(home: _Home = _DEFAULT_HOME, as_json: _Json = False) -> None:
     finally:
         ledger.close()
     if as_json:
-        body = {"site": site.name, "lines": book.count, "head": book.head.hex(), "datasets": rows}
+        body: dict[str, Any] = {"site": site.name, "lines": book.count, "head": book.head.hex(), "datasets": rows}
+        body["clock_went_back_before_lines"] = book.backwards
         typer.echo(json.dumps(body, sort_keys=True))
     else:
         typer.echo(f"The ledger's {book.count} lines follow each other and are signed by {site.name}.")
+        if book.backwards:
+            where = ", ".join(str(number) for number in book.backwards)
+            typer.echo(f"The site's clock went back before line {where}. Nothing is decided by the clock.")
         for row in rows:
             second = "" if row["prv"] is None else f", PRV {row['prv']:.4g}"
             verdict = "they agree" if row["agree"] else "THEY DISAGREE"
@@ -69,26 +80,21 @@ def audit(home: _Home = _DEFAULT_HOME, as_json: _Json = False) -> None:
 
 @app.command()
 def export(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="Where to write it.")],
-    home: _Home = _DEFAULT_HOME,
+    home: _Home = None,
     as_json: _Json = False,
 ) -> None:
     """Write the ledger with its events and signatures, for a regulator or another accountant."""
+    from participant.budget_report import export as signed_export
     from wire import ConfigError
 
+    home, as_json = _given(context, home, as_json)
     site, ledger = _open(home)
     try:
         book = ledger.book()
-        body: dict[str, Any] = {
-            "format": "fedloom/ledger-export/1",
-            "site": site.name,
-            "federation": site.federation,
-            "signing_key": book.public.hex(),
-            "statement": _STATEMENT,
-            "head": book.head.hex(),
-            "datasets": [_row(book, name) for name in sorted(book.data)],
-            "lines": [{"body": item.body.hex(), "signature": item.signature.hex()} for item in ledger.entries()],
-        }
+        # Lines that were written since then aren't in the figures.
+        body = signed_export(book, ledger.entries()[: book.count], site.federation, site.signing_key)
     finally:
         ledger.close()
     try:
@@ -102,26 +108,32 @@ def export(
 
 @app.command("set")
 def set_budget(
+    context: typer.Context,
     epsilon: Annotated[float, typer.Option("--epsilon", help="What each data set may pay in all.")],
     delta: Annotated[float, typer.Option("--delta", help="0 takes a tenth of 1 / records, at most 1e-5.")] = 0.0,
-    home: _Home = _DEFAULT_HOME,
+    home: _Home = None,
     as_json: _Json = False,
 ) -> None:
     """Change the budget of this site's data: in its configuration, and as a line of the ledger."""
-    import dataclasses
-
+    from participant.budget_report import data_row
     from participant.site import PrivacyBudget
     from wire import validate
 
+    home, as_json = _given(context, home, as_json)
     site, ledger = _open(home)
     table = {**site.config.privacy.model_dump(), "epsilon": epsilon, "delta": delta}
     wanted = validate(PrivacyBudget, table, "command line")
     changed = dataclasses.replace(site, config=site.config.model_copy(update={"privacy": wanted}))
     try:
-        for name, data in sorted(ledger.book().data.items()):
-            for_it = changed.rules.privacy.delta_for(data.records)
-            ledger.open_dataset(name, records=data.records, unit=data.unit, epsilon=epsilon, delta=for_it)
-        rows = [_row(ledger.book(), name) for name in sorted(ledger.book().data)]
+        book = ledger.book()
+        deltas = {name: changed.rules.privacy.delta_for(data.records) for name, data in sorted(book.data.items())}
+        # Asked of all before any is changed, so that a refusal leaves everything as it was.
+        for decide in (book.open_dataset, ledger.open_dataset):
+            for name, for_it in deltas.items():
+                data = book.data[name]
+                decide(name, records=data.records, unit=data.unit, epsilon=epsilon, delta=for_it)
+        book = ledger.book()
+        rows = [data_row(book, name) for name in sorted(book.data)]
     finally:
         ledger.close()
     changed.save()
@@ -134,11 +146,17 @@ def set_budget(
     _print_rows(rows)
 
 
-_STATEMENT = (
-    "Each event is a release of a Gaussian mechanism to whoever sees the model: normal noise of noise_multiplier times "
-    "the sensitivity, added to a sum over a Poisson sample with probability sampling_rate. The figures bound the loss "
-    "of one unit that is added or removed, over all runs of all coordinators. The number of records counts as public."
-)
+@dataclasses.dataclass(frozen=True)
+class _Before:
+    """What was given before the subcommand: it counts where the subcommand isn't told otherwise."""
+
+    home: Path | None
+    as_json: bool
+
+
+def _given(context: typer.Context, home: Path | None, as_json: bool) -> tuple[Path, bool]:
+    before = context.obj if isinstance(context.obj, _Before) else _Before(None, False)
+    return home or before.home or _DEFAULT_HOME, as_json or before.as_json
 
 
 def _open(home: Path) -> tuple[Site, BudgetLedger]:
@@ -147,27 +165,6 @@ def _open(home: Path) -> tuple[Site, BudgetLedger]:
 
     site = Site.load(home.expanduser())
     return site, BudgetLedger(site.folder / LEDGER, site.signing_key, site=site.name)
-
-
-def _row(book: Book, name: str) -> dict[str, Any]:
-    balance = book.balance(name)
-    tasks = [task for task in book.tasks.values() if task.dataset == name]
-    runs: dict[str, int] = {}
-    for task in tasks:
-        if str(task.phase) != "given back":
-            runs[task.job.run_id] = runs.get(task.job.run_id, 0) + 1
-    return {
-        "dataset": name,
-        "unit": str(balance.unit),
-        "records": balance.records,
-        "epsilon": balance.epsilon,
-        "delta": balance.delta,
-        "spent": balance.spent,
-        "reserved": balance.committed - balance.spent,
-        "left": balance.left,
-        "rounds_by_run": runs,
-        "events": [event.plain() for event in balance.events],
-    }
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
@@ -182,6 +179,6 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             row["dataset"],
             row["unit"],
             *(f"{row[name]:.3g}" for name in ("spent", "reserved", "left", "epsilon", "delta")),
-            ", ".join(f"{run} ({count} rounds)" for run, count in sorted(row["rounds_by_run"].items())),
+            "\n".join(f"{run['run']}: {run['rounds']} rounds, {run['epsilon_alone']:.3g} alone" for run in row["runs"]),
         )
     Console().print(table)

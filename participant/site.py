@@ -68,7 +68,11 @@ class PrivacyBudget(BaseModel):
 
     required: bool = Field(default=False, description="Take part only in runs that add noise for each record.")
     epsilon: float = Field(
-        default=10.0, gt=0, le=1_000, description="What each data set may pay in all, over all runs and coordinators."
+        default=10.0,
+        gt=0,
+        le=1_000,
+        description="What each data set may pay in all, over all runs and coordinators. Taken up with its first "
+        "private run; from then on `fedloom participant budget set` changes it.",
     )
     delta: float = Field(
         default=0.0, ge=0, lt=0.1, description="Of that promise; 0 takes a tenth of 1 / records, at most 1e-5."

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 
+from participant.ledger.schema import HEAD, MIGRATIONS, lines
+from participant.ledger.witness import Witness
 from privacy.accounting.accountant import COARSE, FINE
 from privacy.accounting.events import Event, Unit
-from privacy.ledger import Balance, Book, JobInfo, Receipt, SignedEntry, SignedReceipt
+from privacy.ledger import Balance, Book, JobInfo, LedgerError, Receipt, SignedEntry, SignedReceipt, entry_hash
+from privacy.ledger.book import Line
 from privacy.secure_aggregation.keys import SigningKey
 from wire.database import READ_ONLY, open_at
-
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
-HEAD: Final = "0001"
-
-lines = sa.Table(
-    "lines",
-    sa.MetaData(),
-    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("signature", sa.LargeBinary(64), nullable=False),
-)
-
-_Line = tuple[str, dict[str, Any]]
 
 
 class BudgetLedger:
@@ -44,7 +34,8 @@ class BudgetLedger:
         clock: Seconds since the epoch; written down, never decided by.
 
     Raises:
-        LedgerError: "ledger-broken" if a line was changed, added or removed; the message names it.
+        LedgerError: "ledger-broken" if a line was changed, added or removed; the message names it. "ledger-older" if
+            lines at the end are missing that the note beside the file knows of (:class:`Witness`).
         ConfigError, DataError, ResourceError: As for the journal.
     """
 
@@ -52,10 +43,20 @@ class BudgetLedger:
         self._key = key
         self._clock = clock
         self._lock = threading.Lock()
+        self._witness = Witness(path)
+        # Read before the ledger: another process may write both meanwhile, and the note must never seem to be ahead.
+        noted = self._witness.known()
         self._engine = open_at(path, HEAD, MIGRATIONS)
         self._book = Book(site, key.public)
-        with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
-            self._catch_up(connection)
+        try:
+            with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+                self._catch_up(connection)
+                if noted is not None:
+                    last = connection.execute(_from(noted[0] - 1)).first()
+                    self._witness.check(self._book.count, b"" if last is None else entry_hash(last.body), noted)
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def open_dataset(self, dataset: str, *, records: int, unit: Unit, epsilon: float, delta: float) -> None:
         """Give a data set its budget; nothing changes where it has it. See ``privacy.ledger.Book``."""
@@ -122,10 +123,10 @@ class BudgetLedger:
         return receipt.sign(self._key)
 
     def book(self) -> Book:
-        """The whole ledger as it is now; a view, not to be written with."""
+        """The whole ledger as it is now, checked; what is written later doesn't change it."""
         with self._lock, self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
             self._catch_up(connection)
-            return self._book
+            return self._book.copy()
 
     def entries(self) -> list[SignedEntry]:
         """All lines."""
@@ -136,28 +137,60 @@ class BudgetLedger:
         """Release the file. Calling it twice is allowed."""
         self._engine.dispose()
 
-    def _write(self, decide: Callable[[Book], _Line | None]) -> None:
+    def _write(self, decide: Callable[[Book], Line | None]) -> None:
         with self._lock:
+            known = None
             try:
                 with self._engine.begin() as connection:
                     self._catch_up(connection)
+                    known = self._book.count
                     line = decide(self._book)
                     if line is None:
                         return
-                    number = self._book.count
                     signed = self._book.line(self._key, self._clock(), *line)
                     connection.execute(
-                        sa.insert(lines).values(number=number, body=signed.body, signature=signed.signature)
+                        sa.insert(lines).values(number=known, body=signed.body, signature=signed.signature)
                     )
             except BaseException:
-                # What the book has taken in may not be on the disk: read it anew from there.
-                self._book = Book(self._book.site, self._book.public)
+                if known is not None and self._book.count != known:
+                    # What the book has taken in may not be on the disk: read it anew from there.
+                    self._book = Book(self._book.site, self._book.public)
                 raise
+            self._witness.note(self._book)
 
     def _catch_up(self, connection: sa.Connection) -> None:
-        rows = connection.execute(_from(self._book.count))
-        self._book.follow(SignedEntry(row.body, row.signature) for row in rows)
+        """Take in what other processes have written. The last line that is known must still be there."""
+        known = self._book.count
+        found = iter(connection.execute(_from(max(0, known - 1))))
+        if known:
+            last = next(found, None)
+            if last is None or entry_hash(last.body) != self._book.head:
+                raise LedgerError(
+                    "ledger-broken",
+                    f"line {known - 1} of the privacy ledger is gone or another one since this process read it",
+                    "Was the file replaced by an older copy? Put the newer one back: what it says was spent is spent.",
+                    line=known - 1,
+                )
+        self._book.follow(_numbered(found, known))
 
 
 def _from(number: int) -> sa.Select[Any]:
-    return sa.select(lines).where(lines.c.number >= number).order_by(lines.c.number)
+    # SQLite keeps text in a column of bytes if somebody puts it there, and stumbles over it when it reads.
+    columns = (
+        sa.case((sa.func.typeof(column) == "blob", column), else_=sa.literal(b"")).label(column.name)
+        for column in (lines.c.body, lines.c.signature)
+    )
+    return sa.select(lines.c.number, *columns).where(lines.c.number >= number).order_by(lines.c.number)
+
+
+def _numbered(rows: Iterable[sa.Row[Any]], first: int) -> Iterator[SignedEntry]:
+    """The lines from ``first`` on; a row at another place than its line is one that somebody moved."""
+    for number, row in enumerate(rows, first):
+        if row.number != number:
+            raise LedgerError(
+                "ledger-broken",
+                f"line {number} of the privacy ledger is missing: the row in its place has the number {row.number!r}",
+                "Somebody or something changed the file. Restore it from a backup.",
+                line=number,
+            )
+        yield SignedEntry(row.body, row.signature)

@@ -1,7 +1,9 @@
 """The privacy ledger of a site: append-only, hash-chained and signed; the only place where budget is spent."""
 
-from privacy.ledger.book import Balance, Book, BudgetError, Data, JobInfo, Spending
-from privacy.ledger.entries import LedgerError, SignedEntry, entry_hash
+from privacy.ledger.balance import Balance, Data, JobInfo, Phase, Spending
+from privacy.ledger.book import Book, BudgetError
+from privacy.ledger.chain import entry_hash
+from privacy.ledger.entries import LedgerError, SignedEntry
 from privacy.ledger.receipts import Receipt, SignedReceipt
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "Data",
     "JobInfo",
     "LedgerError",
+    "Phase",
     "Receipt",
     "SignedEntry",
     "SignedReceipt",

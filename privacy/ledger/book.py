@@ -7,103 +7,44 @@ leaves open counts as spent until it is settled, so that epsilon is never below 
 from __future__ import annotations
 
 import dataclasses
-import enum
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from privacy.accounting.accountant import COARSE, FINE, epsilon
 from privacy.accounting.events import Event, Unit, merged, parse_event
-from privacy.ledger.entries import FIRST, LedgerError, SignedEntry, entry_hash, read, write
+from privacy.ledger.balance import Balance, Data, JobInfo, Spending, Tally
+from privacy.ledger.balance import Phase as Phase
+from privacy.ledger.chain import FIRST, entry_hash, read, write
+from privacy.ledger.entries import LedgerError, SignedEntry
 from privacy.secure_aggregation.keys import SigningKey
 
 # Two roundings of the same number, no more.
 _EQUAL: Final = 1e-9
 
+_NEXT: Final[dict[str, tuple[Phase, Phase]]] = {
+    "charge": (Phase.RESERVED, Phase.CHARGED),
+    "settle": (Phase.CHARGED, Phase.SETTLED),
+    "give-back": (Phase.RESERVED, Phase.RETURNED),
+}
+
+Line = tuple[str, dict[str, Any]]
+"""A line that may come next: its kind and its kind's fields."""
+
 
 class BudgetError(LedgerError):
-    """A task that would cost more than is left; nothing was reserved."""
+    """A task that would cost more than is left, or a budget that is none; nothing was written.
+
+    Attributes:
+        figures: Of a task that would cost too much: "needed", "budget", "spent", "reserved" and "left", as epsilon at
+            the data set's delta. Empty otherwise.
+    """
 
     exit_code = 4
 
-
-class Phase(enum.StrEnum):
-    """How far a reservation has come."""
-
-    RESERVED = "reserved"
-    CHARGED = "charged"
-    SETTLED = "settled"
-    RETURNED = "given back"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JobInfo:
-    """For whom privacy is spent.
-
-    Attributes:
-        run_id: The run.
-        round: From 1.
-        coordinator: Who asked: its address or name.
-        plan_hash: Of the run's plan, 32 bytes.
-        model: SHA-256 of the model that is trained from, in hexadecimal.
-    """
-
-    run_id: str
-    round: int
-    coordinator: str
-    plan_hash: bytes
-    model: str
-
-
-@dataclasses.dataclass(kw_only=True)
-class Spending:
-    """One task's place in the ledger."""
-
-    task_id: str
-    dataset: str
-    job: JobInfo
-    events: list[Event]
-    phase: Phase
-    at_s: float
-
-
-@dataclasses.dataclass(kw_only=True)
-class Data:
-    """One data set's budget."""
-
-    name: str
-    records: int
-    unit: Unit
-    epsilon: float
-    delta: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Balance:
-    """What a data set's budget looks like.
-
-    Attributes:
-        dataset: Its name.
-        records: When it was last opened.
-        unit: Of privacy.
-        epsilon: Budget.
-        delta: Of all figures here.
-        spent: Charged and settled tasks.
-        committed: The same, with open reservations.
-        left: Of the budget, after all that is committed; never below 0.
-        events: All that is committed.
-        tasks: How many.
-    """
-
-    dataset: str
-    records: int
-    unit: Unit
-    epsilon: float
-    delta: float
-    spent: float
-    committed: float
-    left: float
-    events: tuple[Event, ...]
-    tasks: int
+    def __init__(self, code: str, message: str, hint: str = "", *, figures: dict[str, float] | None = None) -> None:
+        super().__init__(code, message, hint)
+        self.figures = figures or {}
 
 
 class Book:
@@ -112,6 +53,14 @@ class Book:
     Args:
         site: The site's name.
         public: Its signing key's public half, 32 bytes.
+
+    Attributes:
+        count: Lines so far.
+        head: Hash of the last one.
+        data: The data sets' budgets, by name.
+        tasks: All that was ever reserved, by task.
+        backwards: Numbers of the lines before which the site's clock went back. That is allowed: nothing is decided by
+            it.
     """
 
     def __init__(self, site: str, public: bytes) -> None:
@@ -121,6 +70,19 @@ class Book:
         self.head = FIRST
         self.data: dict[str, Data] = {}
         self.tasks: dict[str, Spending] = {}
+        self.backwards: list[int] = []
+        self._at_s = -math.inf
+        self._spent: dict[str, Tally] = {}
+        self._reserved: dict[str, Tally] = {}
+
+    def copy(self) -> Book:
+        """The book as it is now, whatever is written afterwards."""
+        other = Book(self.site, self.public)
+        other.count, other.head, other._at_s = self.count, self.head, self._at_s
+        other.data, other.tasks, other.backwards = dict(self.data), dict(self.tasks), list(self.backwards)
+        other._spent = {name: tally.copy() for name, tally in self._spent.items()}
+        other._reserved = {name: tally.copy() for name, tally in self._reserved.items()}
+        return other
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -128,91 +90,132 @@ class Book:
         """Take in lines in their order, checking chain, signatures and rules.
 
         Raises:
-            LedgerError: "ledger-broken", naming the line.
+            LedgerError: "ledger-broken" or "ledger-foreign", naming the line; those before it are taken in.
         """
         for signed in lines:
             line = read(signed, public=self.public, site=self.site, number=self.count, previous=self.head)
             try:
+                at_s = float.fromhex(line["at"])
                 self._apply(line)
-            except (LedgerError, ValueError, KeyError, TypeError) as error:
+            except (LedgerError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise LedgerError(
-                    "ledger-broken", f"line {self.count} of the privacy ledger contradicts those before it: {error}"
+                    "ledger-broken",
+                    f"line {self.count} of the privacy ledger contradicts those before it: {error}",
+                    "Was it written by a newer release of fedloom? If not, restore the file from a backup.",
+                    line=self.count,
                 ) from error
+            if at_s < self._at_s:
+                self.backwards.append(self.count)
+            self._at_s = at_s
             self.count += 1
             self.head = entry_hash(signed.body)
 
     def _apply(self, line: dict[str, Any]) -> None:
+        """Change the state as a line says, or raise and leave it as it is."""
         kind = line["kind"]
-        if kind == "open":
-            self.data[line["dataset"]] = Data(
-                name=line["dataset"],
-                records=line["records"],
-                unit=Unit(line["unit"]),
-                epsilon=float.fromhex(line["epsilon"]),
-                delta=float.fromhex(line["delta"]),
-            )
-        elif kind == "budget":
-            data = self._dataset(line["dataset"])
-            data.epsilon, data.delta = float.fromhex(line["epsilon"]), float.fromhex(line["delta"])
-            data.records = line["records"]
+        if kind in ("open", "budget"):
+            self._set(line)
         elif kind == "reserve":
-            if line["task"] in self.tasks and self.tasks[line["task"]].phase is not Phase.RETURNED:
-                raise LedgerError("task-reserved", f"task {line['task']} is reserved twice")
-            self.tasks[line["task"]] = Spending(
+            self._reserve(line)
+        else:
+            task = self._task(line["task"])
+            wanted, phase = _NEXT[kind]
+            if task.phase is not wanted:
+                raise LedgerError("task-order", f"task {task.task_id} is {task.phase}; {kind} can't follow")
+            events = task.events if kind != "settle" else tuple(parse_event(item) for item in line["events"])
+            if kind == "settle" and not _at_most(events, task.reserved):
+                raise LedgerError("settle-more", f"task {task.task_id} is settled for more than was charged")
+            self._put(dataclasses.replace(task, phase=phase, events=events))
+
+    def _set(self, line: dict[str, Any]) -> None:
+        name = line["dataset"]
+        if line["kind"] == "open":
+            if name in self.data:
+                raise LedgerError("dataset-open", f"the data set {name!r} is opened twice")
+            unit = Unit(line["unit"])
+        else:
+            unit = self.dataset(name).unit
+        self.data[name] = Data(
+            name=name,
+            records=line["records"],
+            unit=unit,
+            epsilon=float.fromhex(line["epsilon"]),
+            delta=float.fromhex(line["delta"]),
+        )
+
+    def _reserve(self, line: dict[str, Any]) -> None:
+        task = self.tasks.get(line["task"])
+        if task is not None and task.phase is not Phase.RETURNED:
+            raise LedgerError("task-reserved", f"task {line['task']} is reserved twice")
+        job = JobInfo(
+            run_id=line["run"],
+            round=line["round"],
+            coordinator=line["coordinator"],
+            plan_hash=line["plan"],
+            model=line["model"],
+        )
+        events = tuple(parse_event(item) for item in line["events"])
+        self._put(
+            Spending(
                 task_id=line["task"],
-                dataset=self._dataset(line["dataset"]).name,
-                job=JobInfo(
-                    run_id=line["run"],
-                    round=line["round"],
-                    coordinator=line["coordinator"],
-                    plan_hash=line["plan"],
-                    model=line["model"],
-                ),
-                events=[parse_event(item) for item in line["events"]],
+                dataset=self.dataset(line["dataset"]).name,
+                job=job,
+                reserved=events,
+                events=events,
                 phase=Phase.RESERVED,
                 at_s=float.fromhex(line["at"]),
             )
-        else:
-            self._move(self._task(line["task"]), line)
+        )
 
-    def _move(self, task: Spending, line: dict[str, Any]) -> None:
-        kind = line["kind"]
-        allowed = {
-            "charge": (Phase.RESERVED,),
-            "settle": (Phase.CHARGED,),
-            "give-back": (Phase.RESERVED,),
-        }[kind]
-        if task.phase not in allowed:
-            raise LedgerError("task-order", f"task {task.task_id} is {task.phase}; {kind} can't follow")
-        if kind == "settle":
-            task.events = [parse_event(item) for item in line["events"]]
-        task.phase = {"charge": Phase.CHARGED, "settle": Phase.SETTLED, "give-back": Phase.RETURNED}[kind]
+    def _put(self, task: Spending) -> None:
+        """Keep a task's new state, and count its events where they belong now."""
+        for known, sign in ((self.tasks.get(task.task_id), -1), (task, 1)):
+            if known is None or known.phase is Phase.RETURNED:
+                continue
+            tallies = self._reserved if known.phase is Phase.RESERVED else self._spent
+            tallies.setdefault(known.dataset, Tally()).move(known.events, sign)
+        self.tasks[task.task_id] = task
 
-    def _dataset(self, name: str) -> Data:
+    def dataset(self, name: str) -> Data:
+        """A data set's budget.
+
+        Raises:
+            LedgerError: "dataset-unknown".
+        """
         if name not in self.data:
-            raise LedgerError("dataset-unknown", f"the privacy ledger knows no data set {name!r}")
+            known = ", ".join(sorted(self.data)) or "none yet"
+            raise LedgerError(
+                "dataset-unknown",
+                f"the privacy ledger of {self.site} knows no data set {name!r}",
+                f"It knows: {known}. A data set is opened by the first private run that uses it.",
+            )
         return self.data[name]
 
     def _task(self, task_id: str) -> Spending:
         if task_id not in self.tasks:
-            raise LedgerError("task-unknown", f"nothing was reserved for task {task_id}")
+            raise LedgerError(
+                "task-unknown", f"nothing was reserved for task {task_id}", "What was never reserved can't be paid."
+            )
         return self.tasks[task_id]
 
     # ---- figures ----------------------------------------------------------------------------------------------------
 
     def events(self, dataset: str, *, spent_only: bool = False) -> list[Event]:
         """What a data set's records have paid, or may have to."""
-        counted = {Phase.CHARGED, Phase.SETTLED} | (set() if spent_only else {Phase.RESERVED})
-        tasks = (task for task in self.tasks.values() if task.dataset == dataset and task.phase in counted)
-        return merged([event for task in tasks for event in task.events])
+        spent = self._spent.get(dataset, Tally()).events
+        return spent if spent_only else merged([*spent, *self._reserved.get(dataset, Tally()).events])
 
     def balance(self, dataset: str, *, interval: float = FINE) -> Balance:
         """The state of a data set's budget.
 
+        Formal Guarantees:
+            ``spent`` is never below the epsilon of what has left the site, provided that each task was charged before
+            its result left: charges are only ever replaced by settlements that cost at most as much, event by event.
+
         Raises:
             LedgerError: "dataset-unknown".
         """
-        data = self._dataset(dataset)
+        data = self.dataset(dataset)
         events, spent = self.events(dataset), self.events(dataset, spent_only=True)
         committed = epsilon(events, data.delta, interval=interval)
         return Balance(
@@ -230,21 +233,21 @@ class Book:
 
     # ---- lines to come ----------------------------------------------------------------------------------------------
 
-    def open_dataset(
-        self, dataset: str, *, records: int, unit: Unit, epsilon: float, delta: float
-    ) -> tuple[str, dict[str, Any]] | None:
+    def open_dataset(self, dataset: str, *, records: int, unit: Unit, epsilon: float, delta: float) -> Line | None:
         """The line that opens a data set with a budget, or changes it; None where it is so already.
 
         Raises:
-            BudgetError: "delta-too-large".
+            BudgetError: "epsilon-invalid", "delta-too-large".
             LedgerError: "unit-changed" where spending in one unit would be counted as another.
         """
-        if not 0 < epsilon < float("inf"):
-            raise BudgetError("epsilon-invalid", f"a budget of epsilon {epsilon} isn't one")
+        if not 0 < epsilon < math.inf:
+            raise BudgetError(
+                "epsilon-invalid", f"a budget of epsilon {epsilon} isn't one", "Give a positive number, such as 3."
+            )
         if not 0 < delta < 1 / max(records, 1):
             raise BudgetError(
                 "delta-too-large",
-                f"delta {delta:g} is no promise for the {records} records of {dataset}: it must be under "
+                f"delta {delta:g} is no promise for the {records} records of {dataset}: it must be above 0 and under "
                 f"{1 / max(records, 1):.3g}",
                 "Lower [privacy] delta in this site's participant.toml.",
             )
@@ -267,35 +270,28 @@ class Book:
             return None
         return "budget", fields
 
-    def reserve(
-        self, task_id: str, dataset: str, job: JobInfo, events: Sequence[Event]
-    ) -> tuple[str, dict[str, Any]] | None:
+    def reserve(self, task_id: str, dataset: str, job: JobInfo, events: Sequence[Event]) -> Line | None:
         """The line that reserves what a task will cost; None where that is done already.
 
         Raises:
             BudgetError: "budget-exhausted", naming what it needs and what is left.
-            LedgerError: The task is known with other events or data.
+            LedgerError: "dataset-unknown"; "task-changed" where the task is known with other events, data or job: then
+                it is another release, and what was written down for the first doesn't pay for it.
         """
+        data = self.dataset(dataset)
+        wanted = tuple(merged(events))
+        if not wanted:
+            raise LedgerError("reserve-nothing", f"task {task_id} names no release that it would pay for")
         known = self.tasks.get(task_id)
         if known is not None and known.phase is not Phase.RETURNED:
-            if known.dataset != dataset or (known.phase is not Phase.SETTLED and known.events != list(events)):
-                raise LedgerError("task-changed", f"task {task_id} was reserved before, for something else")
+            if (known.dataset, known.job, tuple(merged(known.reserved))) != (dataset, job, wanted):
+                raise LedgerError(
+                    "task-changed",
+                    f"task {task_id} was reserved before, for something else",
+                    "A task pays once, for one release. What differs needs a task of its own.",
+                )
             return None
-        data = self._dataset(dataset)
-        before = self.events(dataset)
-        after = epsilon([*before, *events], data.delta, interval=COARSE)
-        if after > data.epsilon * (1 + _EQUAL):
-            # The coarse figure is an upper bound; a refusal deserves the fine one.
-            after = epsilon([*before, *events], data.delta, interval=FINE)
-        if after > data.epsilon * (1 + _EQUAL):
-            spent = epsilon(before, data.delta, interval=FINE)
-            raise BudgetError(
-                "budget-exhausted",
-                f"round {job.round} of run {job.run_id} would bring {dataset} to epsilon {after:.4g} at delta "
-                f"{data.delta:g}; the budget is {data.epsilon:g}, of which {spent:.4g} is spent or reserved and "
-                f"{max(0.0, data.epsilon - spent):.4g} left",
-                "Nothing was trained. The site's administrator can raise the budget: fedloom participant budget set.",
-            )
+        self._afford(data, job, wanted)
         fields = {
             "dataset": dataset,
             "task": task_id,
@@ -308,20 +304,50 @@ class Book:
         }
         return "reserve", fields
 
-    def charge(self, task_id: str) -> tuple[str, dict[str, Any]] | None:
+    def _afford(self, data: Data, job: JobInfo, events: Sequence[Event]) -> None:
+        before = self.events(data.name)
+        most = data.epsilon * (1 + _EQUAL)
+        # The coarse figure is an upper bound, and quick; a refusal deserves the fine one.
+        if epsilon([*before, *events], data.delta, interval=COARSE) <= most:
+            return
+        after = epsilon([*before, *events], data.delta, interval=FINE)
+        if after <= most:
+            return
+        now = self.balance(data.name)
+        needed = after - now.committed
+        raise BudgetError(
+            "budget-exhausted",
+            f"round {job.round} of run {job.run_id} needs epsilon {needed:.4g} more of {data.name} at delta "
+            f"{data.delta:g}, and {now.left:.4g} is left: the budget is {data.epsilon:g}, {now.spent:.4g} is spent and "
+            f"{now.reserved:.4g} reserved",
+            "Nothing was trained. The site's administrator can raise the budget: fedloom participant budget set.",
+            figures={
+                "needed": needed,
+                "budget": data.epsilon,
+                "spent": now.spent,
+                "reserved": now.reserved,
+                "left": now.left,
+            },
+        )
+
+    def charge(self, task_id: str) -> Line | None:
         """The line that must be on the disk before a task's result leaves; None where it is.
 
         Raises:
-            LedgerError: Nothing is reserved for it, or it was given back.
+            LedgerError: "task-unknown", "task-order": nothing is reserved for it, or it was given back.
         """
         task = self._task(task_id)
         if task.phase in (Phase.CHARGED, Phase.SETTLED):
             return None
         if task.phase is Phase.RETURNED:
-            raise LedgerError("task-order", f"what task {task_id} cost was given back; its result can't leave")
+            raise LedgerError(
+                "task-order",
+                f"what task {task_id} cost was given back; its result can't leave",
+                "Reserve it anew, and train it anew.",
+            )
         return "charge", {"task": task_id}
 
-    def settle(self, task_id: str, events: Sequence[Event] | None = None) -> tuple[str, dict[str, Any]] | None:
+    def settle(self, task_id: str, events: Sequence[Event] | None = None) -> Line | None:
         """The line with what a task has cost in the end; None where it is settled.
 
         Args:
@@ -329,19 +355,23 @@ class Book:
             events: What it has cost, if that is less than what was charged.
 
         Raises:
-            LedgerError: "settle-more" if ``events`` cost more.
+            LedgerError: "settle-more" if ``events`` cost more; "task-unknown", "task-order".
         """
         task = self._task(task_id)
         if task.phase is Phase.SETTLED:
             return None
-        final = task.events if events is None else merged(list(events))
-        if not _at_most(final, task.events):
-            raise LedgerError("settle-more", f"task {task_id} can't cost more than was charged for it")
+        final = task.reserved if events is None else tuple(merged(events))
+        if not _at_most(final, task.reserved):
+            raise LedgerError(
+                "settle-more",
+                f"task {task_id} can't cost more than was charged for it",
+                "Each release must be as noisy as the one that was charged for it, or noisier.",
+            )
         if task.phase is not Phase.CHARGED:
             raise LedgerError("task-order", f"task {task_id} is {task.phase}; only what was charged is settled")
         return "settle", {"task": task_id, "events": [event.plain() for event in final]}
 
-    def give_back(self, task_id: str) -> tuple[str, dict[str, Any]] | None:
+    def give_back(self, task_id: str) -> Line | None:
         """The line that frees a reservation whose result never left; None where that is done, or there is nothing.
 
         Raises:
@@ -351,10 +381,14 @@ class Book:
         if task is None or task.phase is Phase.RETURNED:
             return None
         if task.phase is not Phase.RESERVED:
-            raise LedgerError("task-order", f"task {task_id} is {task.phase}: its result may have left this site")
+            raise LedgerError(
+                "task-order",
+                f"task {task_id} is {task.phase}: its result may have left this site",
+                "What may have left stays spent.",
+            )
         return "give-back", {"task": task_id}
 
-    def drop(self, task_id: str) -> tuple[str, dict[str, Any]] | None:
+    def drop(self, task_id: str) -> Line | None:
         """The line that frees a reservation, where that is allowed; else None."""
         task = self.tasks.get(task_id)
         return self.give_back(task_id) if task is not None and task.phase is Phase.RESERVED else None
@@ -362,20 +396,35 @@ class Book:
     def line(self, key: SigningKey, at_s: float, kind: str, fields: dict[str, Any]) -> SignedEntry:
         """Write the next line, and take it in."""
         if key.public != self.public:
-            raise LedgerError("ledger-foreign", f"the privacy ledger of {self.site} was begun with another key")
+            raise LedgerError(
+                "ledger-foreign",
+                f"the privacy ledger of {self.site} was begun with another key",
+                "A ledger belongs to one site and one key.",
+            )
         signed = write(key, site=self.site, number=self.count, at_s=at_s, previous=self.head, kind=kind, fields=fields)
         self.follow([signed])
         return signed
 
 
 def _at_most(final: Sequence[Event], charged: Sequence[Event]) -> bool:
-    """Whether each release is as noisy as the one it stands for, or noisier, and there are no more of them."""
+    """Whether each final release stands for a charged one that was at least as revealing, and there are any."""
 
-    def flat(events: Sequence[Event]) -> list[tuple[float, float, int]]:
-        ordered = sorted(events, key=lambda event: (event.sampling_rate, event.noise_multiplier))
-        return [(event.sampling_rate, event.noise_multiplier, event.count) for event in ordered]
+    def dearest_first(event: Event) -> tuple[float, float]:
+        return -event.sampling_rate, event.noise_multiplier
 
-    one, other = flat(final), flat(charged)
-    return len(one) == len(other) and all(
-        a[0] <= b[0] and a[1] >= b[1] and a[2] <= b[2] for a, b in zip(one, other, strict=True)
-    )
+    paid = sorted(charged, key=dearest_first)
+    free = [event.count for event in paid]
+    place = 0
+    for event in sorted(final, key=dearest_first):
+        count = event.count
+        while count:
+            if place == len(paid):
+                return False
+            other = paid[place]
+            if event.sampling_rate > other.sampling_rate or event.noise_multiplier < other.noise_multiplier:
+                return False
+            taken = min(count, free[place])
+            count -= taken
+            free[place] -= taken
+            place += free[place] == 0
+    return bool(final)

@@ -1,28 +1,35 @@
-"""Lines of the ledger: canonical bytes, each naming the hash of the one before it, each signed by the site.
+"""Lines of the ledger: what kinds there are, what each says, and their canonical bytes.
 
-A line is a mapping of plain values with the keys ``format, site, number, at, previous, kind`` and those of its kind.
+A line is a mapping of plain values with the keys ``format, site, number, at, previous, kind`` and those of its kind:
+
+==========  ==========================================================================================================
+kind        says
+==========  ==========================================================================================================
+open        a data set has a budget from now on
+budget      its budget or its number of records is another one from now on
+reserve     a task may cost these events; written before it is trained
+charge      what the task's reservation named is spent; written before anything of its result leaves
+settle      what the task has cost in the end, at most what was charged
+give-back   the task's result never left and never will; its reservation is free again
+==========  ==========================================================================================================
+
 What is signed, hashed and stored are the same bytes (``privacy.transcript``). A kind is never redefined: lines outlive
-the code that wrote them.
+the code that wrote them. A change of meaning gets a kind, or a format, of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from privacy.secure_aggregation.keys import SigningKey, verify
 from privacy.transcript import TranscriptError, decode, encode
 
 FORMAT: Final = "fedloom/ledger/1"
-FIRST: Final = bytes(32)
-"""What the first line names as the one before it."""
 
 MAX_LINE_BYTES: Final = 1 << 20
 
-_HEAD: Final = frozenset({"format", "site", "number", "at", "previous", "kind"})
-_KINDS: Final[dict[str, frozenset[str]]] = {
+KINDS: Final[dict[str, frozenset[str]]] = {
     "open": frozenset({"dataset", "records", "unit", "epsilon", "delta"}),
     "budget": frozenset({"dataset", "records", "epsilon", "delta"}),
     "reserve": frozenset({"dataset", "task", "run", "round", "coordinator", "plan", "model", "events"}),
@@ -30,21 +37,32 @@ _KINDS: Final[dict[str, frozenset[str]]] = {
     "settle": frozenset({"task", "events"}),
     "give-back": frozenset({"task"}),
 }
+"""The fields of each kind of line, besides those that all have."""
+
+_HEAD: Final = frozenset({"format", "site", "number", "at", "previous", "kind"})
 
 
 class LedgerError(ValueError):
     """A ledger that was changed, isn't this site's, or is asked for something that contradicts it.
 
     It carries what the front door prints: ``code``, ``message``, ``hint`` and ``exit_code``.
+
+    Attributes:
+        line: Number of the line that is wrong, from 0, where one is.
     """
 
     exit_code: int = 6
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
+    def __init__(self, code: str, message: str, hint: str = "", *, line: int | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.line = line
+
+    def __reduce__(self) -> tuple[type[LedgerError], tuple[str, str, str], dict[str, Any]]:
+        """A worker process hands it over whole."""
+        return type(self), (self.code, self.message, self.hint), self.__dict__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,66 +73,41 @@ class SignedEntry:
     signature: bytes
 
 
-def entry_hash(body: bytes) -> bytes:
-    """What the next line names as the one before it: SHA-256, 32 bytes."""
-    return hashlib.sha256(b"fedloom/ledger/line" + body).digest()
-
-
-def write(
-    key: SigningKey, *, site: str, number: int, at_s: float, previous: bytes, kind: str, fields: Mapping[str, Any]
-) -> SignedEntry:
-    """Write a line.
+def pack(site: str, number: int, at_s: float, previous: bytes, kind: str, fields: Mapping[str, Any]) -> bytes:
+    """A line's canonical bytes.
 
     Args:
-        key: The site's.
-        site: Its name.
+        site: The site's name.
         number: From 0.
         at_s: Seconds since the epoch, by the site's clock.
-        previous: Hash of the line before.
+        previous: Hash of the line before, 32 bytes.
         kind: Of the line.
         fields: Its kind's.
-    """
-    if kind not in _KINDS or _KINDS[kind] != set(fields):
-        raise ValueError(f"a line of kind {kind!r} can't have the fields {sorted(fields)}")
-    line = {
-        "format": FORMAT,
-        "site": site,
-        "number": number,
-        "at": float(at_s).hex(),
-        "previous": previous,
-        "kind": kind,
-        **fields,
-    }
-    body = encode(line)
-    return SignedEntry(body, key.sign(body))
-
-
-def read(signed: SignedEntry, *, public: bytes, site: str, number: int, previous: bytes) -> dict[str, Any]:
-    """Read the line that follows ``previous``, and check that the site wrote it so.
 
     Raises:
-        LedgerError: "ledger-broken", naming the line and what is wrong with it.
+        ValueError: There is no such kind, or it has other fields.
     """
+    if kind not in KINDS or KINDS[kind] != set(fields):
+        raise ValueError(f"a line of kind {kind!r} can't have the fields {sorted(fields)}")
+    head = {"format": FORMAT, "site": site, "number": number, "at": float(at_s).hex(), "previous": previous}
+    return encode({**head, "kind": kind, **fields})
 
-    def broken(what: str) -> LedgerError:
-        return LedgerError(
-            "ledger-broken",
-            f"line {number} of the privacy ledger {what}",
-            "Somebody or something changed the file. Restore it from a backup; don't train on these data until then.",
-        )
 
-    if len(signed.body) > MAX_LINE_BYTES or not verify(public, signed.signature, signed.body):
-        raise broken("isn't signed by this site")
+def unpack(body: bytes) -> dict[str, Any]:
+    """The strict inverse of :func:`pack`, with the fields of the head and of the kind in one mapping.
+
+    Raises:
+        ValueError: The bytes aren't a line; the message says what is wrong with them ("line 3 ..." goes before it).
+    """
+    if len(body) > MAX_LINE_BYTES:
+        raise ValueError("is too long")
     try:
-        line = decode(signed.body)
+        line = decode(body)
     except TranscriptError as error:
-        raise broken(f"can't be read: {error.message}") from None
+        raise ValueError(f"can't be read: {error.message}") from None
     if not isinstance(line, dict) or line.get("format") != FORMAT:
-        raise broken("has another format")
-    fields = _KINDS.get(str(line.get("kind")))
+        raise ValueError("has another format")
+    fields = KINDS.get(str(line.get("kind")))
     if fields is None or set(line) != _HEAD | fields:
-        raise broken("is of an unknown kind")
-    for name, expected in (("site", site), ("number", number), ("previous", previous)):
-        if line[name] != expected:
-            raise broken(f"doesn't follow the line before it: its {name} is another one")
+        raise ValueError("is of an unknown kind")
     return line

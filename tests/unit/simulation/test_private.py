@@ -11,7 +11,7 @@ import pytest
 from core_model import initial_checkpoint
 from core_model.config import LearningConfig
 from participant.rules import PrivacyRules
-from privacy.accounting import epsilon
+from privacy.accounting import Unit, epsilon
 from privacy.ledger.book import Phase
 from simulation import workers as work
 from simulation.federation import Federation
@@ -157,3 +157,13 @@ def test_the_report_says_what_was_spent_and_left(tmp_path: Path) -> None:
     page = (tmp_path / REPORT).read_text()
     assert "Privacy that the run has cost" in page
     assert result.plan.privacy.placement == "local"
+
+
+def test_a_cap_that_the_administrator_lowered_stays_lowered(tmp_path: Path) -> None:
+    with Stage(config(placement="local", noise_multiplier=1.0), tmp_path / "f") as federation:
+        site = federation.participants["a"]
+        site.ledger.open_dataset("digits:1/4", records=360, unit=Unit.RECORD, epsilon=2.5, delta=1e-5)
+        federation.run()
+        balance = site.ledger.balance("digits:1/4")
+        assert balance.epsilon == 2.5  # and not the six that the process was started with
+        assert balance.committed <= 2.5

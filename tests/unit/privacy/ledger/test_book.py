@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privacy.accounting import GaussianEvent, Unit, epsilon
-from privacy.ledger import Balance, Book, BudgetError, JobInfo, LedgerError, Receipt, SignedEntry, SignedReceipt
+from privacy.ledger import Book, BudgetError, JobInfo, LedgerError, SignedEntry
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.transcript import decode, encode
 
@@ -76,7 +78,12 @@ def test_a_task_that_would_overspend_is_refused_with_its_numbers() -> None:
         ledger.book.reserve("t2", "scans", JOB, cost(1.0, 100))
     error = caught.value
     assert error.code == "budget-exhausted"
-    for part in ("scans", "round 3 of run flu-1", "the budget is 1", "left"):
+    figures = error.figures
+    before, after = epsilon(cost(count=10), DELTA), epsilon([*cost(count=10), *cost(1.0, 100)], DELTA)
+    assert figures == pytest.approx(
+        {"needed": after - before, "budget": 1.0, "spent": 0.0, "reserved": before, "left": 1.0 - before}
+    )
+    for part in ("scans", "round 3 of run flu-1", "the budget is 1", *(f"{figures[name]:.4g}" for name in figures)):
         assert part in error.message
     assert "budget set" in error.hint
     assert "t2" not in ledger.book.tasks
@@ -114,6 +121,12 @@ def test_repeating_changes_nothing() -> None:
         (lambda book: book.settle("t2", cost(1.9)), "settle-more"),
         (lambda book: book.settle("t2", cost(2.0, 2)), "settle-more"),
         (lambda book: book.settle("t2", []), "settle-more"),
+        (lambda book: book.settle("t2", [*cost(2.0), *cost(9.0)]), "settle-more"),
+        (lambda book: book.reserve("t1", "scans", JOB, cost(3.0)), "task-changed"),
+        (lambda book: book.reserve("t1", "scans", JOB, cost(0.1)), "task-changed"),
+        (lambda book: book.reserve("t2", "scans", dataclasses.replace(JOB, model="cd" * 32), cost()), "task-changed"),
+        (lambda book: book.reserve("t2", "scans", dataclasses.replace(JOB, coordinator="x"), cost()), "task-changed"),
+        (lambda book: book.reserve("t9", "scans", JOB, []), "reserve-nothing"),
         (lambda book: book.settle("t3"), "task-order"),
         (lambda book: book.give_back("t2"), "task-order"),
         (lambda book: book.give_back("t1"), "task-order"),
@@ -144,6 +157,122 @@ def test_another_key_or_another_site_cannot_read_it() -> None:
         with pytest.raises(LedgerError) as caught:
             book.follow(lines)
         assert "line 0" in caught.value.message
+
+
+def test_a_settled_task_pays_for_no_other_release() -> None:
+    """What was settled stays bound to what was reserved: less noise under the same name is another release."""
+    ledger = Ledger()
+    ledger.do(ledger.book.reserve("t1", "scans", JOB, cost(2.0)))
+    ledger.do(ledger.book.charge("t1"))
+    ledger.do(ledger.book.settle("t1", cost(5.0)))
+    assert ledger.book.reserve("t1", "scans", JOB, cost(2.0)) is None
+    with pytest.raises(LedgerError, match="something else"):
+        ledger.book.reserve("t1", "scans", JOB, cost(0.2))
+
+
+def test_what_was_given_back_may_be_reserved_anew_at_another_cost() -> None:
+    ledger = Ledger()
+    for sigma in (2.0, 3.0):
+        ledger.do(ledger.book.reserve("t1", "scans", JOB, cost(sigma)))
+        if sigma == 2.0:
+            ledger.do(ledger.book.give_back("t1"))
+    assert ledger.book.events("scans") == cost(3.0)
+
+
+@pytest.mark.parametrize(
+    ("final", "fits"),
+    [
+        ([(2.0, 2), (4.0, 1)], True),
+        ([(4.0, 3)], True),
+        ([(4.0, 1)], True),
+        ([(3.0, 2), (3.9, 1)], False),
+        ([(2.0, 3)], False),
+        ([(1.9, 1)], False),
+        ([(4.0, 4)], False),
+    ],
+)
+def test_a_settlement_is_matched_release_by_release(final: list[tuple[float, int]], fits: bool) -> None:
+    ledger = Ledger(budget=50.0)
+    ledger.do(ledger.book.reserve("t1", "scans", JOB, [*cost(4.0), *cost(2.0, 2)]))
+    ledger.do(ledger.book.charge("t1"))
+    events = [event for sigma, count in final for event in cost(sigma, count)]
+    if fits:
+        before = ledger.book.balance("scans").spent
+        ledger.do(ledger.book.settle("t1", events))
+        assert ledger.book.balance("scans").spent <= before + 1e-9
+        return
+    with pytest.raises(LedgerError) as caught:
+        ledger.book.settle("t1", events)
+    assert caught.value.code == "settle-more"
+
+
+def test_lines_that_only_the_site_itself_could_have_written_are_held_to_the_rules_too() -> None:
+    plain = [event.plain() for event in cost(1.0)]
+    opened = dict(decode(spent().lines[0].body))  # type: ignore[call-overload]
+    for kind, fields in (
+        ("settle", {"task": "t2", "events": plain}),
+        ("charge", {"task": "t9"}),
+        ("give-back", {"task": "t2"}),
+        ("open", {name: opened[name] for name in ("dataset", "records", "unit", "epsilon", "delta")}),
+        ("budget", {"dataset": "letters", "records": 1, "epsilon": "0x1p0", "delta": "0x1p-20"}),
+        ("budget", {"dataset": "scans", "records": 1, "epsilon": 7, "delta": "0x1p-20"}),
+    ):
+        ledger = spent()
+        number, before = ledger.book.count, ledger.book.balance("scans")
+        with pytest.raises(LedgerError) as caught:
+            ledger.book.line(KEY, 0.0, kind, fields)
+        assert (caught.value.code, caught.value.line) == ("ledger-broken", number)
+        assert (ledger.book.count, ledger.book.balance("scans")) == (number, before)
+
+
+def test_a_clock_that_goes_back_is_written_down_and_decides_nothing() -> None:
+    ledger = spent()  # each line is a second before the one before it
+    assert ledger.book.backwards == list(range(1, len(ledger.lines)))
+    steady = Book("ward-a", KEY.public)
+    line = steady.open_dataset("scans", records=9, unit=Unit.RECORD, epsilon=1.0, delta=DELTA)
+    assert line is not None
+    steady.line(KEY, 5.0, *line)
+    line = steady.reserve("t1", "scans", JOB, cost())
+    assert line is not None
+    steady.line(KEY, 5.0, *line)
+    assert steady.backwards == []
+    assert steady.tasks["t1"].at_s == 5.0
+
+
+def test_a_copy_stays_as_it_is() -> None:
+    ledger = spent()
+    copy = ledger.book.copy()
+    before = copy.balance("scans")
+    ledger.do(ledger.book.reserve("t8", "scans", JOB, cost()))
+    ledger.do(ledger.book.settle("t2"))
+    assert copy.balance("scans") == before
+    assert "t8" not in copy.tasks
+    assert (copy.count, copy.head) != (ledger.book.count, ledger.book.head)
+    copy.follow(ledger.lines[copy.count :])
+    assert copy.balance("scans") == ledger.book.balance("scans")
+
+
+def test_an_unknown_data_set_is_told_from_the_known_ones() -> None:
+    for book, hint in ((spent().book, "scans"), (Book("ward-a", KEY.public), "none yet")):
+        with pytest.raises(LedgerError) as caught:
+            book.reserve("t9", "letters", JOB, cost())
+        assert "letters" in caught.value.message
+        assert hint in caught.value.hint
+
+
+def test_errors_survive_the_way_out_of_a_worker() -> None:
+    ledger = Ledger(budget=0.1)
+    with pytest.raises(BudgetError) as caught:
+        ledger.book.reserve("t1", "scans", JOB, cost(count=50))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is BudgetError
+    assert (again.code, again.message, again.hint, again.figures, again.exit_code) == (
+        "budget-exhausted",
+        caught.value.message,
+        caught.value.hint,
+        caught.value.figures,
+        4,
+    )
 
 
 def test_every_byte_of_every_line_is_held() -> None:
@@ -212,40 +341,3 @@ def test_spent_is_never_below_the_truth(operations: list[tuple[str, int, bool]])
         balance = ledger.book.balance("scans", interval=1e-3)
         assert balance.spent >= truth - 1e-9
         assert balance.committed >= balance.spent
-
-
-def receipt(balance: Balance | None = None) -> Receipt:
-    book = spent().book
-    return Receipt.of(
-        balance or book.balance("scans"),
-        site="ward-a",
-        run_id="flu-1",
-        round_number=3,
-        lines=book.count,
-        head=book.head,
-        at_s=7.0,
-    )
-
-
-def test_a_receipt_can_be_checked_and_recomputed() -> None:
-    made = receipt()
-    read = Receipt.opened(made.sign(KEY), KEY.public, "ward-a")
-    assert read == made
-    assert read.spent == epsilon(spent().book.events("scans"), 1e-6, interval=1e-3)
-    assert read.left == pytest.approx(2.0 - read.spent)
-
-
-def test_receipts_that_are_none() -> None:
-    signed = receipt().sign(KEY)
-    bad = [
-        (signed, SigningKey.generate().public, "ward-a"),
-        (signed, KEY.public, "ward-b"),
-        (SignedReceipt(signed.body + b"x", signed.signature), KEY.public, "ward-a"),
-    ]
-    for changes in ({"round": -1}, {"unit": "house"}, {"budget": "-0x1p0"}, {"events": [{}]}, {"more": 1}, {"run": 3}):
-        body = encode({**dict(decode(signed.body)), **changes})  # type: ignore[call-overload]
-        bad.append((SignedReceipt(body, KEY.sign(body)), KEY.public, "ward-a"))
-    for item, public, site in bad:
-        with pytest.raises(LedgerError) as caught:
-            Receipt.opened(item, public, site)
-        assert caught.value.code == "receipt-invalid"

@@ -1,4 +1,4 @@
-"""What record-level privacy costs: steps beside non-private ones and Opacus's, peak memory, and the noise.
+"""What record-level privacy costs: steps beside non-private ones and Opacus's, memory, noise, and accounting.
 
 All modes of a case run interleaved in one process with one thread, so that a busy machine slows all of them; ratios are
 medians over repetitions of a mode's processor time to the non-private step's next to it. Peak memory is the growth of
@@ -12,16 +12,18 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import math
+import os
 import re
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,11 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.private_accounting import FULL, QUICK, cost_rows, epsilon_rows
 from benchmarks.report import Report, Row
 from core_model.config import ModelConfig
 from core_model.encoder import Block, MultimodalEncoder
 from core_model.modalities import hash_captions
 from participant.training.private import RecordGradients
+from privacy.mechanisms.clipping import ClippingRule
 from privacy.mechanisms.lattice import Lattice
 from privacy.mechanisms.noise import NoiseKey
 
@@ -48,6 +52,11 @@ NOISE_TARGET: Final = 0.05
 EXACT_TARGET: Final = 1e-5
 
 MODES: Final = ("non-private", "book-keeping", "opacus-hooks", "opacus-ghost")
+BY_LAYER: Final = "book-keeping-by-layer"
+"""Each layer clipped to its share of the norm: its gradients are needed no longer than the backward pass is at it."""
+
+STEADY: Final = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""Has glibc give every large tensor pages of its own, so that holes between tensors count for nothing."""
 
 Step = Callable[[], object]
 
@@ -120,10 +129,12 @@ def plain_step(work: Work) -> Step:
     return step
 
 
-def private_step(work: Work) -> Step:
+def private_step(work: Work, *, by_layer: bool = False) -> Step:
     """The same step with clipped gradients; without noise, which has a row of its own."""
     optimizer = torch.optim.SGD(work.model.parameters(), lr=1e-3)
     engine = RecordGradients(work.model)
+    if by_layer:
+        engine = RecordGradients(work.model, rule=ClippingRule.layers(len(engine.layers)))
 
     def step() -> None:
         total = engine.clipped_sum(work.losses, CLIP).total
@@ -173,10 +184,12 @@ def opacus_step(work: Work, ghost: bool) -> Step:
 
 
 def make_step(mode: str, work: Work) -> Step:
-    """A step in one of :data:`MODES`."""
+    """A step in one of :data:`MODES`, or :data:`BY_LAYER`."""
     if mode == "non-private":
         return plain_step(work)
-    return private_step(work) if mode == "book-keeping" else opacus_step(work, mode == "opacus-ghost")
+    if mode in ("book-keeping", BY_LAYER):
+        return private_step(work, by_layer=mode == BY_LAYER)
+    return opacus_step(work, mode == "opacus-ghost")
 
 
 def interleaved(steps: Sequence[Step], repeats: int) -> list[list[float]]:
@@ -305,18 +318,23 @@ def peak_mb(mode: str, steps: int = 3) -> float:
     return status("VmHWM") - before
 
 
-def _peak_of(mode: str) -> float:
+def _peak_of(mode: str, settings: Mapping[str, str]) -> float:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.private_training", "--peak-of", mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **settings})
     return float(done.stdout.split()[-1])
 
 
-def memory_rows(report: Report, repeats: int, peers: Sequence[str]) -> None:
-    """Peak memory of each mode, the median of some processes."""
-    modes = ("non-private", "book-keeping", *peers)
+def peaks(modes: Sequence[str], repeats: int, settings: Mapping[str, str]) -> dict[str, float]:
+    """Peak memory of each mode in MB, the median of some processes with these settings in their environment."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(_peak_of, [mode for mode in modes for _ in range(repeats)]))
-    found = {mode: statistics.median(runs[i * repeats : (i + 1) * repeats]) for i, mode in enumerate(modes)}
+        work = functools.partial(_peak_of, settings=settings)
+        runs = list(pool.map(work, [mode for mode in modes for _ in range(repeats)]))
+    return {mode: statistics.median(runs[i * repeats : (i + 1) * repeats]) for i, mode in enumerate(modes)}
+
+
+def memory_rows(report: Report, repeats: int, peers: Sequence[str]) -> None:
+    """Peak memory of each mode under the system's own settings, which leave holes between tensors."""
+    found = peaks(("non-private", "book-keeping", *peers), repeats, {})
     base, case = found["non-private"], f"4-layer transformer, batch {BATCH}"
     best = min(peers, key=lambda mode: found[mode], default=None)
     report.add(Row(case=case, metric="non-private peak memory", value=base, unit="MB", better="lower"))
@@ -344,6 +362,19 @@ def memory_rows(report: Report, repeats: int, peers: Sequence[str]) -> None:
         )
 
 
+def further_memory_rows(report: Report, repeats: int) -> None:
+    """Peak memory with each layer clipped by itself, and of either clipping without the holes between tensors."""
+    modes = ("non-private", "book-keeping", BY_LAYER)
+    usual, steady = peaks((modes[0], BY_LAYER), repeats, {}), peaks(modes, repeats, STEADY)
+    for found, mode, text in (
+        (usual, BY_LAYER, "clipped by layer / non-private peak memory"),
+        (steady, "book-keeping", "private / non-private peak memory without fragmentation"),
+        (steady, BY_LAYER, "clipped by layer / non-private peak memory without fragmentation"),
+    ):
+        value = found[mode] / found["non-private"]
+        report.add(Row(case=f"4-layer transformer, batch {BATCH}", metric=text, value=value, unit="x", better="lower"))
+
+
 def peer_name(mode: str) -> str:
     """The peer with its version."""
     return f"{mode} {importlib.metadata.version('opacus')}"
@@ -363,7 +394,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.private_training", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; under 60 s on two cores")
     parser.add_argument("--json", type=Path, help="write the report here, too")
-    parser.add_argument("--peak-of", choices=MODES, help="print one mode's peak memory in MB and nothing else")
+    parser.add_argument(
+        "--peak-of", choices=(*MODES, BY_LAYER), help="print one mode's peak memory in MB and nothing else"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Opacus wants it so.
@@ -374,9 +407,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report("private_training")
     step_rows(report, repeats, peers_here())
     shared_rows(report, repeats)
-    # The hooks' memory is known to be a multiple; the quick run compares with the best peer.
-    memory_rows(report, 1 if options.quick else 7, peers_here()[-1:] if options.quick else peers_here())
+    # Each mode's memory needs a process of its own, so the quick run leaves the peers out.
+    memory_rows(report, 1 if options.quick else 7, [] if options.quick else peers_here())
+    if not options.quick:
+        further_memory_rows(report, 3)
     noise_rows(report, repeats)
+    epsilon_rows(
+        report,
+        QUICK if options.quick else FULL,
+        f"Opacus {importlib.metadata.version('opacus')}" if peers_here() else None,
+    )
+    cost_rows(report, 3 if options.quick else 100)
     report.finish(options.json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,53 @@ def test_peak_memory_is_of_a_process_of_its_own(
     finally:
         torch.set_num_threads(threads)
     assert float(capsys.readouterr().out) == 1.5
+
+
+def test_memory_is_the_median_of_processes_with_their_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tensors have pages of their own the figures are other ones; each ratio is to the base of its settings."""
+    usual = {"non-private": [100.0, 90.0, 400.0], "book-keeping": [120.0, 130.0, 140.0]}
+    usual["opacus-ghost"] = [260.0, 260.0, 260.0]
+    usual[private_training.BY_LAYER] = [110.0, 110.0, 110.0]
+    steady = {"non-private": 80.0, "book-keeping": 88.0, private_training.BY_LAYER: 76.0}
+
+    def peak(mode: str, settings: dict[str, str]) -> float:
+        return steady[mode] if settings == private_training.STEADY else usual[mode].pop()
+
+    monkeypatch.setattr(private_training, "_peak_of", peak)
+    report = Report("private_training")
+    private_training.memory_rows(report, 3, ["opacus-ghost"])
+    usual["non-private"] = [100.0] * 3
+    private_training.further_memory_rows(report, 3)
+    values = {row.metric: row.value for row in report.rows}
+    assert values == {
+        "non-private peak memory": 100.0,
+        "private / non-private peak memory": 1.3,
+        "opacus-ghost / non-private peak memory": 2.6,
+        "clipped by layer / non-private peak memory": 1.1,
+        "private / non-private peak memory without fragmentation": 1.1,
+        "clipped by layer / non-private peak memory without fragmentation": 0.95,
+    }
+    ours = report.rows[1]
+    assert ours.target == private_training.MEMORY_TARGET and ours.met and ours.ratio == 2.0
+
+
+def test_processes_get_their_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **options: object) -> subprocess.CompletedProcess[str]:
+        seen.append((command, env))
+        return subprocess.CompletedProcess(command, 0, stdout="something\n12.5\n")
+
+    monkeypatch.setattr(private_training.subprocess, "run", run)
+    assert private_training.peaks(["non-private"], 2, private_training.STEADY) == {"non-private": 12.5}
+    assert [command[-2:] for command, _ in seen] == [["--peak-of", "non-private"]] * 2
+    assert all(env["MALLOC_MMAP_THRESHOLD_"] == "1048576" and "PATH" in env for _, env in seen)
+
+
+def test_layers_are_clipped_to_their_shares() -> None:
+    """One step, with every layer's gradient cut: none moves by more than its share of the norm."""
+    work, reference = private_training.transformer(4), private_training.transformer(4)
+    private_training.make_step(private_training.BY_LAYER, work)()
+    layers = len({name.rpartition(".")[0] for name, _ in reference.model.named_parameters()})
+    for after, before in zip(work.model.parameters(), reference.model.parameters(), strict=True):
+        assert 0 < (after - before).norm() <= 1e-3 * private_training.CLIP / layers**0.5 * (1 + 1e-3)

@@ -17,6 +17,7 @@ from core_model.modalities import PerRecord
 from participant.training.private.attention import attention
 from participant.training.private.layers import Book, rule_for
 from participant.training.private.norms import Part, Units
+from participant.training.private.refusals import check_batch_norm, check_losses, check_rows, unknown_layers, unused
 from privacy.mechanisms.clipping import STABILISER, ClippingRule
 from privacy.mechanisms.errors import PrivacyError
 
@@ -83,7 +84,7 @@ class RecordGradients:
                 f"there are {len(self.rule.shares)} shares of the clipping norm for {len(self.layers)} layers",
                 f"The layers are {', '.join(self.layers)}.",
             )
-        unknown = _unknown_layers(model)
+        unknown = unknown_layers(model)
         if engine == "book-keeping" and unknown:
             raise PrivacyError(
                 "layer-unknown", f"there is no rule for {unknown[0]}", 'Set engine = "opacus", or freeze the layer.'
@@ -130,11 +131,13 @@ class RecordGradients:
                 in the same chunk.
 
         Raises:
-            PrivacyError: "loss-shape", "layer-shape", "layer-inplace", "parameter-unused".
+            PrivacyError: "layer-batch-norm", "layer-inplace", "layer-late", "layer-shape", "layer-shared",
+                "loss-shape", "parameter-unused".
         """
         clip = float(clip_norm)
         if not (math.isfinite(clip) and clip > 0):
             raise PrivacyError("clip-norm-invalid", f"the clipping norm is {clip:g}", "Give a positive number.")
+        check_batch_norm(self._model)  # Now, for model.train() may have been called since.
         run = _OpacusPass if self.engine == "opacus" else _Pass
         this = run(self, self._model, clip)
         try:
@@ -171,7 +174,7 @@ class _Pass:
     def run(self, losses: Losses, owners: torch.Tensor | None) -> ClippedSum:
         with _mathematics_only(), self._watching():
             found = losses()
-            records = _check_losses(found, owners)
+            records = check_losses(found, owners)
             if records == 0:
                 return ClippedSum(self._owner.zeros(), found.detach().float(), 0, 0.0)
             self._units = Units(records, owners)
@@ -253,9 +256,9 @@ class _Pass:
             self._totals[key] = total
 
     def _check_used(self) -> None:
-        unused = [name for name, p in self._owner._named if id(p) not in self._used]
-        if unused:
-            raise _unused(unused)
+        names = [name for name, p in self._owner._named if id(p) not in self._used]
+        if names:
+            raise unused(names)
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
@@ -263,7 +266,7 @@ class _Pass:
         handles, replaced = [], []
         try:
             for module in self._model.modules():
-                if isinstance(module, nn.MultiheadAttention) and self._book.wants(*module.parameters(recurse=False)):
+                if type(module) is nn.MultiheadAttention and self._book.wants(*module.parameters(recurse=False)):
                     module.forward = attention(self._book, module)  # type: ignore[method-assign]
                     replaced.append(module)
                     continue
@@ -299,24 +302,57 @@ class _OpacusPass:
         self._clip = clip
 
     def run(self, losses: Losses, owners: torch.Tensor | None) -> ClippedSum:
-        hooks = _opacus()(self._model, loss_reduction="sum", strict=False)
-        parameters = self._owner.parameters
-        before = [p.grad for p in parameters]
-        try:
-            for p in parameters:
-                p.grad = None
+        with self._hooked() as seen:
             found = losses()
-            records = _check_losses(found, owners)
+            records = check_losses(found, owners)
             if records == 0:
                 return ClippedSum(self._owner.zeros(), found.detach().float(), 0, 0.0)
+            check_rows(seen, records)
             with warnings.catch_warnings():
                 # Inputs without gradients are no accident: Opacus's hooks want the outputs' alone.
                 warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
                 found.sum().backward()  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 return self._finish(found.detach(), Units(records, owners))
+
+    @contextlib.contextmanager
+    def _hooked(self) -> Iterator[list[tuple[str, torch.Size]]]:
+        """The model with Opacus's hooks and without gradients; as before afterwards.
+
+        Yields:
+            What the trained layers are given and return, as it happens: the layer's class and the tensor's shape.
+        """
+        seen: list[tuple[str, torch.Size]] = []
+        layers = [m for m in self._model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+        modes: list[bool] = []
+
+        def awake(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # Opacus's hook looks away from layers in eval mode; this one has computed its output already.
+            modes.append(module.training)
+            module.training = True
+            if torch.is_grad_enabled():
+                found = (*args[:1], *(output[:1] if isinstance(output, tuple) else (output,)))
+                seen.extend((type(module).__name__, x.shape) for x in found if isinstance(x, torch.Tensor))
+
+        def asleep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            module.training = modes.pop()
+
+        parameters = self._owner.parameters
+        before = [p.grad for p in parameters]
+        handles = [layer.register_forward_hook(awake) for layer in layers]
+        hooks = _opacus()(self._model, loss_reduction="sum", strict=False)
+        handles += [layer.register_forward_hook(asleep) for layer in layers]
+        try:
+            for p in parameters:
+                p.grad = None
+            yield seen
         finally:
+            for handle in handles:
+                handle.remove()
             hooks.cleanup()
+            for layer in layers:  # What a pass that was broken off has left would be taken for the next one's.
+                for name in ("activations", "max_batch_len"):
+                    vars(layer).pop(name, None)
             for p, gradient in zip(parameters, before, strict=True):
                 p.grad = gradient
                 for name in ("grad_sample", "summed_grad", "_forward_counter", "_current_grad_sample"):
@@ -331,7 +367,7 @@ class _OpacusPass:
         for name, p in self._owner._named:
             sample = getattr(p, "grad_sample", None)
             if sample is None:
-                raise _unused([name])
+                raise unused([name])
             parts[id(p)] = Part(tuple(p.shape))
             parts[id(p)].add_direct(sample)
         squared = {
@@ -387,59 +423,6 @@ def check_records(
                 f"record {record} has a gradient of norm {alone:.6g} alone, {float(together[record]):.6g} with others",
                 "Use a loss of each record alone, layers that don't mix records, and records as the first dimension.",
             )
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
-def _check_losses(losses: Any, owners: torch.Tensor | None) -> int:
-    if not isinstance(losses, torch.Tensor) or losses.dim() != 1:
-        shape = list(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise PrivacyError(
-            "loss-shape",
-            f"the loss has shape {shape}, not one number for each record",
-            'Return shape [records]: reduction="none", and the mean over all dimensions but the first.',
-        )
-    if owners is not None and owners.shape != losses.shape:
-        raise PrivacyError("owners-shape", f"there are {list(owners.shape)} owners for {len(losses)} records")
-    return len(losses)
-
-
-def _unused(names: Sequence[str]) -> PrivacyError:
-    return PrivacyError(
-        "parameter-unused",
-        f"the loss gave no per-record gradient for {', '.join(names[:3])}" + (" and others" if names[3:] else ""),
-        "Freeze parameters that the loss doesn't use (requires_grad = False); use a parameter that belongs to no layer "
-        "through core_model.modalities.PerRecord, and layers by calling them.",
-    )
-
-
-def _unknown_layers(model: nn.Module) -> list[str]:
-    """Layers with trained parameters and without a rule.
-
-    Raises:
-        PrivacyError: "layer-batch-norm", for which no engine can help.
-    """
-    unknown = []
-    for name, module in model.named_modules():
-        if not any(p.requires_grad for p in module.parameters(recurse=False)):
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-                raise _batch_norm(name)
-            continue
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise _batch_norm(name)
-        direct = any(isinstance(child, PerRecord) for child in module.children())
-        if rule_for(module) is None and not direct and not isinstance(module, nn.MultiheadAttention):
-            unknown.append(f"{name or 'the model'} ({type(module).__name__})")
-    return unknown
-
-
-def _batch_norm(name: str) -> PrivacyError:
-    return PrivacyError(
-        "layer-batch-norm",
-        f"{name} normalizes over the batch, so that each record's gradient depends on all records",
-        "Replace it by GroupNorm or LayerNorm.",
-    )
 
 
 def _layers(named: Sequence[tuple[str, nn.Parameter]]) -> tuple[dict[str, list[int]], tuple[str, ...]]:

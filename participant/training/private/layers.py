@@ -41,6 +41,7 @@ class Book:
         self._finished = finished
         self._anchor = anchor
         self._waiting: dict[int, int] = {}
+        self._complete: set[int] = set()
         self._block: torch.Tensor | None = None
 
     def wants(self, *parameters: torch.Tensor | None) -> bool:
@@ -90,11 +91,18 @@ class Book:
         del take
 
         def arrived(gradient: torch.Tensor) -> None:
+            if not self._complete.isdisjoint(mine):
+                raise PrivacyError(
+                    "layer-late",
+                    "a layer was used again during the backward pass, when its gradients' norms had been taken",
+                    "Give torch.utils.checkpoint use_reentrant=False.",
+                )
             with torch.autocast(gradient.device.type, enabled=False):
                 waiting.pop()(gradient)  # Once; with it goes its hold on the layer's input.
                 for key in mine:
                     self._waiting[key] -= 1
                     if not self._waiting[key]:
+                        self._complete.add(key)
                         self._finished(key)
 
         output.register_hook(arrived)  # type: ignore[no-untyped-call]
@@ -143,7 +151,7 @@ class Book:
             left = self.by_record(gradient, 1, "linear layer")
             if id(weight) in self.trained:
                 _unchanged(inputs, version)
-                self.part(weight, rows).products.append(Product(left, self.by_record(inputs, 1, "linear layer")))
+                self.part(weight, rows).add_product(Product(left, self.by_record(inputs, 1, "linear layer")))
             if bias is not None and id(bias) in self.trained:
                 self.part(bias, bias_rows).add_direct(wide(left).sum(1))
 
@@ -191,24 +199,28 @@ def _fake_quantized(book: Book, module: Any, args: tuple[Any, ...], output: torc
     The gradient of the quantized weight is a product; that of the weight is the same times dq/dw, that of the scale is
     its inner product with dq/ds.
     """
-    weight, scale, bias, inputs = module.weight, module.scale, module.bias, args[0]
-    version = inputs._version
+    weight, scale, inputs, version = module.weight, module.scale, args[0], args[0]._version
+    bias: torch.Tensor | None = getattr(module, "bias", None)
+    if output.shape != (*inputs.shape[:-1], len(weight)):
+        raise PrivacyError(
+            "layer-shape",
+            f"a quantized linear layer made {list(output.shape)} of {list(inputs.shape)}",
+            "A layer with weight, scale and quantize() has to compute F.linear(x, quantize(weight, scale), bias).",
+        )
     slope, change = _derivatives(module.quantize, weight, scale)
 
     def take(gradient: torch.Tensor) -> None:
         left, right = book.by_record(gradient, 1, "linear layer"), book.by_record(inputs, 1, "linear layer")
         _unchanged(inputs, version)
         if book.wants(weight):
-            part = book.part(weight)
-            part.products.append(Product(left, right))
-            part.factor = slope
+            book.part(weight).add_product(Product(left, right), slope)
         if book.wants(scale):
             moved = (wide(left) * F.linear(wide(right), change)).sum(1)
             per_scale = moved.reshape(len(moved), *scale.shape) if scale.numel() == len(weight) else None
             if per_scale is None:
                 per_scale = moved.sum(1).reshape(len(moved), *scale.shape)
             book.part(scale).add_direct(per_scale)
-        if book.wants(bias):
+        if bias is not None and book.wants(bias):
             book.part(bias).add_direct(wide(left).sum(1))
 
     return book.watch(output, take, weight, scale, bias)
@@ -231,9 +243,10 @@ def _derivatives(
 
 
 def _embedding(book: Book, module: nn.Embedding, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-    ids, padding = args[0], module.padding_idx
+    ids, padding, version = args[0], module.padding_idx, args[0]._version
 
     def take(gradient: torch.Tensor) -> None:
+        _unchanged(ids, version)
         rows = book.by_record(gradient, 1, "embedding").flatten(0, 1)
         keys = ids.reshape(-1)
         if padding is not None:
@@ -253,7 +266,10 @@ def _embedding_bag(book: Book, module: nn.EmbeddingBag, args: tuple[Any, ...], o
             OPACUS_HINT,
         )
 
+    version = ids._version
+
     def take(gradient: torch.Tensor) -> None:
+        _unchanged(ids, version)
         rows = book.by_record(gradient, 1, "embedding").flatten(0, 1)
         real = torch.ones_like(ids, dtype=torch.bool) if module.padding_idx is None else ids != module.padding_idx
         bags = torch.arange(len(ids), device=ids.device).unsqueeze(1).expand_as(ids)
@@ -271,11 +287,12 @@ def _normalised(
 ) -> torch.Tensor:
     """A layer ``weight * again(inputs) + bias`` whose parameters lie along the last dimensions."""
     weight, bias = module.weight, getattr(module, "bias", None)
-    tail = weight.dim()
+    tail, version = weight.dim(), inputs._version
 
     def take(gradient: torch.Tensor) -> None:
         rows = book.by_record(gradient, tail, "normalization")
         if book.wants(weight):
+            _unchanged(inputs, version)
             values = book.by_record(inputs, tail, "normalization")
             found = torch.empty((book.records, *weight.shape), dtype=wide(rows[:0]).dtype, device=rows.device)
             for chunk, records in Units(book.records).chunks(rows[0].numel()):
@@ -298,13 +315,14 @@ def _rms_norm(book: Book, module: nn.RMSNorm, args: tuple[Any, ...], output: tor
 
 
 def _group_norm(book: Book, module: nn.GroupNorm, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-    inputs, weight, bias = args[0], module.weight, module.bias
+    inputs, weight, bias, version = args[0], module.weight, module.bias, args[0]._version
 
     def take(gradient: torch.Tensor) -> None:
         rows = wide(gradient).flatten(2)
         if len(rows) % book.records:
             book.by_record(gradient, 0, "normalization")
         if book.wants(weight):
+            _unchanged(inputs, version)
             scaled = rows * F.group_norm(wide(inputs), module.num_groups, None, None, module.eps).flatten(2)
             book.part(weight).add_direct(scaled.sum(2).reshape(book.records, -1, len(weight)).sum(1))
         if book.wants(bias):
@@ -399,7 +417,7 @@ def _convolution(book: Book, module: Any, args: tuple[Any, ...], output: torch.T
             values = shape.padded(wide(inputs.unsqueeze(2) if one else inputs).detach())
             part = book.part(weight)
             if shape.groups == 1:
-                part.products.append(_ConvolutionProduct(rows, book.by_record(values, 3, "convolution"), shape))
+                part.add_product(_ConvolutionProduct(rows, book.by_record(values, 3, "convolution"), shape))
             else:
                 left = _grouped(wide(rows).flatten(0, 1).flatten(2), shape.groups)
                 found = torch.einsum("bgpl,bgdl->bgpd", left, _grouped(_patches(values, shape), shape.groups))
@@ -440,8 +458,9 @@ RULES: Final[dict[type[nn.Module], Rule]] = {
 
 def rule_for(module: nn.Module) -> Rule | None:
     """The rule of a layer; None where there is none."""
-    if all(isinstance(getattr(module, name, None), nn.Parameter) for name in ("weight", "scale")):
-        return _fake_quantized if callable(getattr(module, "quantize", None)) else None
+    weight, scale = (getattr(module, name, None) for name in ("weight", "scale"))
+    if isinstance(weight, nn.Parameter) and isinstance(scale, nn.Parameter):
+        return _fake_quantized if callable(getattr(module, "quantize", None)) and weight.dim() == 2 else None
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.max_norm or module.scale_grad_by_freq):
         return None
     if type(module).__name__ == "NonDynamicallyQuantizableLinear":

@@ -24,6 +24,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
+from privacy.mechanisms.errors import PrivacyError
+
 Shape = tuple[int, ...]
 
 CANCELLATION: Final = 32.0
@@ -70,6 +72,12 @@ class Units:
     def spread(self, per_unit: torch.Tensor) -> torch.Tensor:
         """Each record's value of its unit: [U] to [B]."""
         return per_unit if self.of_record is None else per_unit[self.of_record]
+
+    def members(self, unit: int) -> torch.Tensor:
+        """The numbers of a unit's records, int64 [r]."""
+        if self.of_record is None:
+            return torch.tensor([unit])
+        return (self.of_record == unit).nonzero().squeeze(1)
 
     def chunks(self, elements: int) -> Iterator[tuple[torch.Tensor | slice, torch.Tensor | slice]]:
         """Yield (units [n], their records [n, r]) with r equal within a chunk and about ``_CHUNK_ELEMENTS`` in it.
@@ -156,6 +164,12 @@ class Lookup:
         """The record to which each key belongs, [n]."""
         return self.bags // max(1, self.gradients.shape[0] // records)
 
+    def of(self, records: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What some of ``count`` records read: the table's rows [m] and their gradients [m, d], not yet added up."""
+        mine = torch.isin(self.record_of(count), records) & (self.keys >= 0)
+        rows = wide(self.gradients[self.bags[mine]])
+        return self.keys[mine], rows if self.shares is None else rows * self.shares[mine].unsqueeze(1)
+
     def without(self, lost: torch.Tensor) -> Lookup:
         """The same without the gradients of some records, bool [B]."""
         gone = lost.repeat_interleave(self.gradients.shape[0] // len(lost)).unsqueeze(1)
@@ -182,6 +196,28 @@ class Part:
         """Whether any gradient has arrived."""
         return self.direct is not None or bool(self.products) or bool(self.lookups)
 
+    def add_product(self, product: Product, factor: torch.Tensor | None = None) -> None:
+        """Add a use as a matrix.
+
+        Args:
+            product: The use.
+            factor: What the product is multiplied by, element by element, like the parameter; None for 1.
+
+        Raises:
+            PrivacyError: "layer-shared".
+        """
+        same = factor is self.factor
+        if not same and factor is not None and self.factor is not None:
+            same = torch.equal(factor, self.factor)
+        if self.products and not same:
+            raise PrivacyError(
+                "layer-shared",
+                "a weight is used by two layers that quantize it differently, or by one that does and one that doesn't",
+                "Share the quantized layer itself, or give each its own weight.",
+            )
+        self.factor = factor
+        self.products.append(product)
+
     def add_direct(self, gradients: torch.Tensor) -> None:
         """Add gradients that are written down, [B, *shape]."""
         gradients = wide(gradients)
@@ -206,14 +242,11 @@ class Part:
         self._settle(units.records)
         if self.direct is not None:
             return units.fold(self.direct).unsqueeze(-1).flatten(1).square().sum(1)
-        found: torch.Tensor | None = None
-        if self.products:
-            found = self._gram_norms(units) if self.factor is None else self._explicit_norms(units)
-        if self.lookups:
-            table = lookup_norms(self.lookups, units)
-            found = table if found is None else found + table + 2 * cross_terms(self.products, self.lookups, units)
-        assert found is not None
-        return found.clamp_(min=0)
+        if self.factor is not None:
+            return self._explicit_norms(units)
+        if not self.products:
+            return lookup_norms(self.lookups, units)
+        return self._gram_norms(units).clamp_(min=0)
 
     def weighted_sum(self, weights: torch.Tensor) -> torch.Tensor:
         """The records' gradients added with weights [B]; the part is empty afterwards."""
@@ -279,13 +312,18 @@ class Part:
 
     def _gram_norms(self, units: Units) -> torch.Tensor:
         squared, own = gram_norms(self.products, units)
-        doubtful = (own > CANCELLATION * squared).nonzero().squeeze(1)
+        if self.lookups:
+            table = lookup_norms(self.lookups, units)
+            squared += table + 2 * cross_terms(self.products, self.lookups, units)
+            own += table
+        # Written so that a norm which isn't finite is looked at again, too: what overflowed may be a part of it only.
+        doubtful = (~(own <= CANCELLATION * squared)).nonzero().squeeze(1)
         for unit in doubtful.tolist():
-            if units.of_record is None:
-                records: torch.Tensor | slice = slice(unit, unit + 1)
-            else:
-                records = (units.of_record == unit).nonzero().view(1, -1)
-            squared[unit] = self._explicit(records).square().sum()
+            records = units.members(unit).to(squared.device)
+            gradient = self._explicit(records.unsqueeze(0))[0]
+            for lookup in self.lookups:
+                gradient.index_add_(0, *lookup.of(records, units.records))
+            squared[unit] = gradient.square().sum()
         return squared
 
 
@@ -347,15 +385,9 @@ def cross_terms(products: Sequence[Product], lookups: Sequence[Lookup], units: U
     first = lookups[0].gradients
     found = torch.zeros(units.count, dtype=wide(first[:0]).dtype, device=first.device)
     for unit in range(units.count):
-        if units.of_record is None:
-            records = torch.tensor([unit], device=first.device)
-        else:
-            records = (units.of_record == unit).nonzero().squeeze(1)
+        records = units.members(unit).to(first.device)
         for lookup in lookups:
-            mine = torch.isin(lookup.record_of(units.records), records) & (lookup.keys >= 0)
-            keys, rows = lookup.keys[mine], wide(lookup.gradients[lookup.bags[mine]])
-            if lookup.shares is not None:
-                rows = rows * lookup.shares[mine].unsqueeze(1)
+            keys, rows = lookup.of(records, units.records)
             for product in products:
                 left, right = product.lefts(records).flatten(0, 1), product.rights(records).flatten(0, 1)
                 found[unit] += (left[:, keys] * (right @ rows.T)).sum()

@@ -146,6 +146,7 @@ class Daemon:
             self._blob_stub = blobs_pb2_grpc.BlobsStub(channel)
             self._outgoing = asyncio.Queue()
             self._broken = asyncio.Event()
+            self._welcomed = asyncio.Event()
             self._perform(self._agent.connected())
             # The stub's annotation wants an iterator; without one the call is written to, as grpc.aio allows.
             attach: Any = session_pb2_grpc.SessionStub(channel).Attach
@@ -190,6 +191,7 @@ class Daemon:
                     self.connections += 1
                     _log.info("connected to %s as %s", self._site.config.session_address, self._site.name)
                 self._perform(self._agent.received(message))
+                self._welcomed.set()
                 reading = asyncio.create_task(call.read())
         finally:
             reading.cancel()
@@ -203,8 +205,9 @@ class Daemon:
                 await call.write(message)
 
     async def _beat(self) -> None:
+        # The lease is known only after the welcome, and may be shorter than a first sleep that guesses it.
+        await self._welcomed.wait()
         while True:
-            # The lease is known only after the welcome, and may be short.
             await asyncio.sleep(min(_LONGEST_SILENCE_S, self._agent.lease_s / 4))
             self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
 

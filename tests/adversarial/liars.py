@@ -232,6 +232,10 @@ class Liar:
         found = (opened(kind, signed) for name, signed in self.heard if peer in ("", name))
         return [item for item in found if item is not None]
 
+    def senders(self, kind: type[S]) -> set[str]:
+        """Sites that have sent a statement of a kind; they repeat theirs whenever they are asked again."""
+        return {name for name, signed in self.heard if opened(kind, signed) is not None}
+
     def said_by(self, kind: type[RoundStatement], context: bytes) -> dict[str, Signed]:
         """The last statement of a kind that each site has sent in an attempt."""
         found = {}

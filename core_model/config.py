@@ -28,7 +28,8 @@ class ModelConfig(_Table):
     """The model. Everything that fixes a tensor's shape stands here, so that no shape depends on local data.
 
     Attributes:
-        kind: "multimodal" is the shared transformer encoder for pictures and text; "custom" is a module of yours.
+        kind: "multimodal" is the shared transformer encoder for pictures and text; "linear" is logistic regression on
+            features that the data source gives; "custom" is a module of yours.
         image_size: Height and width in pixels to which pictures are brought; a multiple of 8.
         width: Features of a token inside the encoder; a multiple of ``heads``.
         depth: Number of shared transformer blocks.
@@ -37,11 +38,13 @@ class ModelConfig(_Table):
         text_buckets: Rows of the table into which words and their character n-grams are hashed.
         text_tokens: Words of a caption that are read; the rest is cut.
         classes: Outputs of the classification head; 0 for a model without one.
+        inputs: For kind "linear": how many features a record has, for example 3969 with ``features=scattering`` of
+            pictures of 28 x 28 pixels.
         factory: For kind "custom": ``module:function`` that returns a ``torch.nn.Module``.
         options: For kind "custom": keyword arguments of the factory.
     """
 
-    kind: Literal["multimodal", "custom"] = "multimodal"
+    kind: Literal["multimodal", "linear", "custom"] = "multimodal"
     image_size: int = pydantic.Field(default=32, ge=8, le=256, multiple_of=8)
     width: int = pydantic.Field(default=96, ge=8, le=2048)
     depth: int = pydantic.Field(default=2, ge=1, le=48)
@@ -50,6 +53,7 @@ class ModelConfig(_Table):
     text_buckets: int = pydantic.Field(default=4096, ge=16, le=4_194_304)
     text_tokens: int = pydantic.Field(default=12, ge=1, le=512)
     classes: int = pydantic.Field(default=0, ge=0, le=1_000_000)
+    inputs: int = pydantic.Field(default=0, ge=0, le=1_000_000)
     factory: EntryPoint | None = None
     options: dict[str, Any] = pydantic.Field(default_factory=dict)
 
@@ -59,6 +63,8 @@ class ModelConfig(_Table):
             raise ValueError('factory: kind = "custom" needs factory = "module:function"')
         if self.kind != "custom" and (self.factory is not None or self.options):
             raise ValueError('factory: factory and options are for kind = "custom" only')
+        if (self.kind == "linear") != bool(self.inputs):
+            raise ValueError('inputs: kind = "linear" needs the number of features, and no other kind has it')
         if self.width % self.heads:
             raise ValueError(f"width: {self.width} is not a multiple of heads = {self.heads}")
         return self
@@ -83,7 +89,10 @@ class TaskConfig(_Table):
             without privacy. "bank": public captions, so that a pair's loss depends on no other record. "group": the
             other pairs of a small group that is clipped as one, at twice the noise. Private training needs "bank" or
             "group".
-        bank: For negatives "bank": public captions, which are no site's data; the names of all emoji if left out.
+        bank: For negatives "bank": public captions, which are no site's data; names and keywords of all emoji if left
+            out. They should look like the sites' own: a model that can tell public captions from own ones by their
+            style needn't look at the picture.
+        bank_size: For negatives "bank": captions of the bank that a step draws.
         group_size: For negatives "group": pairs of a group, on average.
         metrics: Metrics of which secure aggregation tells the coordinator the mean; held-out ones are called
             "evaluation/...". The kind's usual ones if left out. Others stay at the institution.
@@ -99,6 +108,7 @@ class TaskConfig(_Table):
     views: int = pydantic.Field(default=1, ge=1, le=64)
     negatives: Literal["batch", "bank", "group"] = "batch"
     bank: tuple[str, ...] = pydantic.Field(default=(), max_length=10_000)
+    bank_size: int = pydantic.Field(default=256, ge=2, le=10_000)
     group_size: int = pydantic.Field(default=8, ge=2, le=1_024)
     metrics: tuple[MetricName, ...] | None = pydantic.Field(default=None, max_length=64)
 
@@ -114,6 +124,8 @@ class TaskConfig(_Table):
             raise ValueError('image_image: two views are told apart within a batch, which needs negatives = "batch"')
         if self.bank and self.negatives != "bank":
             raise ValueError('bank: public captions are for negatives = "bank"')
+        if len(set(self.bank)) == 1:
+            raise ValueError("bank: one caption can't be told apart from anything; give two at least")
         if self.views > 1 and (self.kind == "custom" or (self.kind == "retrieval" and self.negatives == "batch")):
             raise ValueError('views: several views are for "classification", and negatives = "bank" or "group"')
         if self.views > 1 and not (self.augment or (self.kind == "retrieval" and self.outlines)):
@@ -187,8 +199,12 @@ class LearningConfig(_Table):
     def _consistent(self) -> Self:
         if self.task.kind == "retrieval" and self.model.kind == "custom":
             raise ValueError('task.kind: "retrieval" trains the multimodal model; a custom model needs kind = "custom"')
-        if self.task.kind == "classification" and self.model.kind == "multimodal" and self.model.classes < 2:
+        if self.model.kind == "linear" and self.task.kind != "classification":
+            raise ValueError('task.kind: a linear model is for "classification"')
+        if self.task.kind == "classification" and self.model.kind != "custom" and self.model.classes < 2:
             raise ValueError("model.classes: classification needs the number of classes, at least 2")
+        if self.task.views > 1 and self.model.kind == "linear":
+            raise ValueError("task.views: features don't change at random, so that all views are the same")
         if self.task.views > 1 and self.model.kind == "custom":
             raise ValueError("task.views: a model of your own is given each picture once; draw views in your data set")
         return self

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core_model.checkpoint import write_checkpoint
 from core_model.config import LearningConfig
-from core_model.encoder import MultimodalEncoder
+from core_model.encoder import new_model
 from core_model.entry import resolve
 from core_model.manifest import Manifest, flatten
 from core_model.tasks import make_task
@@ -43,7 +43,7 @@ def initial_checkpoint(
     if config.model.factory is not None:
         model = user_model(resolve(config.model.factory, allow), config.model, seed)
     else:
-        model = seeded_build(lambda: MultimodalEncoder(config.model, config.task.temperature), seed)
+        model = seeded_build(lambda: new_model(config.model, config.task.temperature), seed)
     manifest = Manifest.of(model)
     write_checkpoint(path, manifest, flatten(model))
     return manifest

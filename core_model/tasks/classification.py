@@ -1,4 +1,4 @@
-"""Predicting a label from a picture, a text, or both."""
+"""Predicting a label from a picture, a text, or both; or from features, with a linear model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from core_model.config import LearningConfig
 from core_model.data.examples import DataSource, Examples
-from core_model.encoder import MultimodalEncoder
+from core_model.encoder import LinearClassifier, MultimodalEncoder, new_model
 from core_model.errors import DataError
 from core_model.modalities import augment, hash_captions, to_float
 from core_model.tasks.base import Evaluation, LearningTask, index_batches, seeded_build
@@ -36,6 +36,9 @@ class ClassificationTask(LearningTask):
                     f'Data source "{source.name}" has label {highest}; the model has {config.model.classes} classes.',
                     f"Set classes = {max(source.classes, highest + 1)} in [model].",
                 )
+            if config.model.kind == "linear":
+                _check_features(part, config.model.inputs, source.name)
+        self._linear = config.model.kind == "linear"
         self._train = source.train
         self._held_out = next(iter(source.evaluation.values()), None)
 
@@ -45,21 +48,21 @@ class ClassificationTask(LearningTask):
         return len(self._train)
 
     def build_model(self, seed: int) -> nn.Module:
-        """A new encoder with a classification head."""
-        return seeded_build(functools.partial(MultimodalEncoder, self._config.model), seed)
+        """A new encoder with a classification head, or a linear model."""
+        return seeded_build(functools.partial(new_model, self._config.model), seed)
 
     def batches(self, seed: int, steps: int) -> Iterator[Batch]:
-        """Yield (images, hashed captions, labels)."""
+        """Yield (images or features, hashed captions, labels)."""
         generator = torch.Generator().manual_seed(seed)
         for index in index_batches(len(self._train), self._config.training.batch_size, seed, steps):
             images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(np.repeat(index, self.views))))
-            if images is not None:
+            if images is not None and not self._linear:
                 images = augment(images, self._config.task.augment, generator)
             yield images, hashed, labels
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         """Cross-entropy and the batch's accuracy."""
-        assert isinstance(model, MultimodalEncoder)
+        assert isinstance(model, MultimodalEncoder | LinearClassifier)
         images, hashed, labels = batch
         logits = model.classify(images, hashed)
         accuracy = (logits.detach().argmax(1) == labels).float().mean().item()
@@ -77,15 +80,15 @@ class ClassificationTask(LearningTask):
         return self._config.task.views
 
     def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> Batch:
-        """Images, hashed captions, labels of these examples."""
+        """Images or features, hashed captions, labels of these examples."""
         images, hashed, labels = self._tensors(self._train.select(torch.from_numpy(np.repeat(index, self.views))))
-        if images is not None and seed is not None:
+        if images is not None and seed is not None and not self._linear:
             images = augment(images, self._config.task.augment, torch.Generator().manual_seed(seed))
         return images, hashed, labels
 
     def record_losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Cross-entropy of each view, over the number of views."""
-        assert isinstance(model, MultimodalEncoder)
+        assert isinstance(model, MultimodalEncoder | LinearClassifier)
         images, hashed, labels = batch
         logits = model.classify(images, hashed)
         smoothing = self._config.task.label_smoothing
@@ -93,7 +96,7 @@ class ClassificationTask(LearningTask):
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Accuracy and mean cross-entropy on the held-out examples."""
-        assert isinstance(model, MultimodalEncoder)
+        assert isinstance(model, MultimodalEncoder | LinearClassifier)
         if self._held_out is None or not len(self._held_out):
             return Evaluation({}, 0)
         count = len(self._held_out)
@@ -112,6 +115,9 @@ class ClassificationTask(LearningTask):
 
     def _tensors(self, examples: Examples) -> Batch:
         model = self._config.model
+        if self._linear:
+            assert examples.features is not None and examples.labels is not None
+            return examples.features.to(torch.float32), None, examples.labels
         images = None if examples.images is None else to_float(examples.images, model.image_size)
         hashed = None
         if examples.captions is not None:
@@ -119,3 +125,16 @@ class ClassificationTask(LearningTask):
             hashed = hash_captions(first, model.text_buckets, model.text_tokens)
         assert examples.labels is not None
         return images, hashed, examples.labels
+
+
+def _check_features(part: Examples, inputs: int, name: str) -> None:
+    if part.features is None:
+        raise DataError(
+            f'Data source "{name}" has no features, which a linear model is trained on.',
+            "Add features=scattering to its options.",
+        )
+    if part.features.shape[1] != inputs:
+        raise DataError(
+            f'Data source "{name}" has {part.features.shape[1]} features; the model has inputs = {inputs}.',
+            f"Set inputs = {part.features.shape[1]} in [model].",
+        )

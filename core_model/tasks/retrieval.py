@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,33 @@ from torch import nn
 
 from core_model.config import LearningConfig
 from core_model.data.examples import DataSource, Examples
-from core_model.data.public import emoji_names
+from core_model.data.public import emoji_captions
 from core_model.encoder import MultimodalEncoder
 from core_model.errors import DataError
 from core_model.modalities import augment, hash_captions, outline, shrink, to_float
-from core_model.objectives import bank_losses, contrastive_loss, group_losses, ranks
+from core_model.objectives import bank_losses, contrastive_loss, group_losses, ranks, spread
 from core_model.seeds import derive
 from core_model.tasks.base import Evaluation, LearningTask, coupled, index_batches, seeded_build
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-PrivateBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Views [n, 3, s, s], hashed captions [n, t, pieces], and what a row isn't told apart from: see ``sampled``."""
 _CHUNK = 256
-_BANK_CHUNK = 128
+
+
+class PairBatch(NamedTuple):
+    """Pairs whose losses don't depend on the whole batch.
+
+    Attributes:
+        views: float [n, 3, s, s].
+        captions: Hashed, one for each view, int64 [n, t, pieces].
+        apart: What a row isn't told apart from. For negatives "bank" bool [n, m], own captions; for "group" bool
+            [n, n], pairs of other groups and other views of the same pair.
+        public: Hashed captions from the bank [m, t, pieces]; [0, t, pieces] for groups.
+    """
+
+    views: torch.Tensor
+    captions: torch.Tensor
+    apart: torch.Tensor
+    public: torch.Tensor
 
 
 class RetrievalTask(LearningTask):
@@ -47,7 +61,6 @@ class RetrievalTask(LearningTask):
         assert source.train.images is not None
         self._pixels = shrink(source.train.images, config.model.image_size)
         self._hashed = [self._hash(texts) for texts in source.train.captions or ()]
-        self._vectors: torch.Tensor | None = None
         self._queries = {
             name: self._hash([texts[0] for texts in part.captions or ()]) for name, part in source.evaluation.items()
         }
@@ -62,7 +75,7 @@ class RetrievalTask(LearningTask):
         build = functools.partial(MultimodalEncoder, self._config.model, self._config.task.temperature)
         return seeded_build(build, seed)
 
-    def batches(self, seed: int, steps: int) -> Iterator[Batch | PrivateBatch]:
+    def batches(self, seed: int, steps: int) -> Iterator[Batch | PairBatch]:
         """Yield (images, hashed captions, second view of the images or None); one caption of each example at random.
 
         Without negatives from the batch, yield what :meth:`sampled` gives.
@@ -109,12 +122,8 @@ class RetrievalTask(LearningTask):
         assert count is not None
         return np.array([derive("group", key) % count for key in self._identities[index].tolist()], np.int64)
 
-    def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> PrivateBatch:
-        """Views, hashed captions, and what a row isn't told apart from.
-
-        The third part is bool: for negatives "bank" [n, m], where the bank holds one of the pair's own captions; for
-        "group" [n, n], pairs of other groups, and other views of the same pair.
-        """
+    def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> PairBatch:
+        """Views and captions of these pairs, and what they are told apart from."""
         task = self._config.task
         rows = np.repeat(index, self.views)
         pixels = to_float(self._pixels[torch.from_numpy(rows)], self._config.model.image_size)
@@ -130,41 +139,48 @@ class RetrievalTask(LearningTask):
             groups = torch.from_numpy(np.repeat(self.groups(index), self.views))
             pair = torch.arange(len(index)).repeat_interleave(self.views)
             same = (pair[:, None] == pair) & ~torch.eye(len(rows), dtype=torch.bool)
-            return views, chosen, (groups[:, None] != groups) | same
-        own = torch.zeros((len(rows), len(self._bank)), dtype=torch.bool)
-        for row, texts in enumerate(hashed):
-            own[row] = torch.isin(self._bank_keys, _keys(texts))
-        return views, chosen, own
+            return PairBatch(views, chosen, (groups[:, None] != groups) | same, chosen[:0])
+        drawn = self._drawn(seed or 0)
+        own = torch.stack([torch.isin(self._bank_keys[drawn], _keys(texts)) for texts in hashed])
+        return PairBatch(views, chosen, own, self._bank[drawn])
 
-    def record_losses(self, model: nn.Module, batch: PrivateBatch) -> torch.Tensor:
+    def record_losses(self, model: nn.Module, batch: PairBatch) -> torch.Tensor:
         """Each pair against public captions, or the pairs of each group among themselves.
 
         Raises:
             CoupledLossError: The negatives are the rest of the batch.
         """
-        assert isinstance(model, MultimodalEncoder)
-        task = self._config.task
-        if task.negatives == "batch":
+        if self._config.task.negatives == "batch":
             raise coupled(self)
-        views, chosen, apart = batch
-        images, texts = model.embed_images(views), model.embed_texts(chosen)
-        scale = model.scale(len(views))
-        if task.negatives == "group":
-            return group_losses(images, texts, apart, scale) / self.views
-        vectors = self._embed_bank(model) if self._vectors is None else self._vectors
-        return bank_losses(images, texts, vectors, apart, scale) / self.views
+        with torch.no_grad():
+            public = self._embed_public(model, batch.public)
+        return self._losses(model, batch, public)
 
-    @contextlib.contextmanager
-    def step(self, model: nn.Module) -> Iterator[None]:
-        """The bank's vectors are computed once for all chunks of a step."""
+    def public_loss(self, model: nn.Module, seed: int) -> torch.Tensor | None:
+        """For negatives "bank": how close together public captions lie."""
         if self._config.task.negatives != "bank":
-            yield
-            return
-        self._vectors = self._embed_bank(model)
-        try:
-            yield
-        finally:
-            self._vectors = None
+            return None
+        return spread(self._embed_public(model, self._bank[self._drawn(seed)]))
+
+    def _losses(self, model: nn.Module, batch: PairBatch, public: torch.Tensor) -> torch.Tensor:
+        assert isinstance(model, MultimodalEncoder)
+        images, texts = model.embed_images(batch.views), model.embed_texts(batch.captions)
+        scale = model.scale(len(images))
+        if self._config.task.negatives == "group":
+            return group_losses(images, texts, batch.apart, scale) / self.views
+        return bank_losses(images, texts, public, batch.apart, scale) / self.views
+
+    def _drawn(self, seed: int) -> torch.Tensor:
+        """Captions of the bank for a step, in ascending order."""
+        count = min(self._config.task.bank_size, len(self._bank))
+        generator = torch.Generator().manual_seed(derive(seed, "bank"))
+        return torch.randperm(len(self._bank), generator=generator)[:count].sort().values
+
+    def _embed_public(self, model: nn.Module, hashed: torch.Tensor) -> torch.Tensor:
+        assert isinstance(model, MultimodalEncoder)
+        if not len(hashed):
+            return torch.zeros(0, self._config.model.embedding)
+        return model.embed_texts(hashed)
 
     @functools.cached_property
     def _identities(self) -> npt.NDArray[np.int64]:
@@ -179,37 +195,32 @@ class RetrievalTask(LearningTask):
 
     @functools.cached_property
     def _bank(self) -> torch.Tensor:
-        """The hashed public captions [m, t, pieces], the short ones first: a chunk is as long as its longest."""
-        hashed = self._hash(self._config.task.bank or emoji_names())
-        return hashed[torch.argsort((hashed[:, :, 0] != 0).sum(1), stable=True)]
+        """The hashed public captions [all, t, pieces]."""
+        return self._hash(self._config.task.bank or emoji_captions())
 
     @functools.cached_property
     def _bank_keys(self) -> torch.Tensor:
         return _keys(self._bank)
 
-    def _embed_bank(self, model: nn.Module) -> torch.Tensor:
-        assert isinstance(model, MultimodalEncoder)
-        with torch.no_grad():
-            return torch.cat([model.embed_texts(part) for part in torch.split(self._bank, _BANK_CHUNK)])
-
-    def loss(self, model: nn.Module, batch: Batch | PrivateBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, model: nn.Module, batch: Batch | PairBatch) -> tuple[torch.Tensor, dict[str, float]]:
         """Image-text InfoNCE, plus the weighted loss between two views where that is switched on.
 
-        Without negatives from the batch, the mean of :meth:`record_losses`.
+        Without negatives from the batch, the mean of :meth:`record_losses` plus :meth:`public_loss`.
         """
         assert isinstance(model, MultimodalEncoder)
+        if isinstance(batch, PairBatch):
+            public = self._embed_public(model, batch.public)
+            matching = self._losses(model, batch, public.detach()).mean() * self.views
+            return matching + spread(public) if len(public) else matching, {"image_text_loss": matching.item()}
         first, hashed, second = batch
-        if self._config.task.negatives != "batch":
-            assert second is not None
-            return self.record_losses(model, (first, hashed, second)).mean() * self.views, {}
         texts = model.embed_texts(hashed)
         if second is None:
             return contrastive_loss(model.embed_images(first), texts, model.scale()), {}
         one, other = model.embed_images(torch.cat((first, second))).chunk(2)
         scale = model.scale()
-        matching = (contrastive_loss(one, texts, scale) + contrastive_loss(other, texts, scale)) / 2
+        pairs = (contrastive_loss(one, texts, scale) + contrastive_loss(other, texts, scale)) / 2
         views = contrastive_loss(one, other, scale)
-        return matching + self._config.task.image_image * views, {"image_text_loss": matching.item()}
+        return pairs + self._config.task.image_image * views, {"image_text_loss": pairs.item()}
 
     def evaluate(self, model: nn.Module) -> Evaluation:
         """Text-to-image retrieval within each held-out set."""

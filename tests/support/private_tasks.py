@@ -54,7 +54,6 @@ class Regression(LearningTask):
         self._group_count = group_count
         self.seen: list[int] = []
         self.seeds: list[int | None] = []
-        self.entered = 0
 
     @property
     def examples(self) -> int:
@@ -85,10 +84,6 @@ class Regression(LearningTask):
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
         raise NotImplementedError
-
-    def step(self, model: nn.Module) -> Any:
-        self.entered += 1
-        return super().step(model)
 
     def sampled(self, index: Any, seed: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         self.seen.append(len(index) * self._views)

@@ -27,7 +27,8 @@ from participant.training.private.checks import check_decomposes, check_losses, 
 from participant.training.private.engine import RecordGradients
 from participant.training.private.optimizers import DPAdamBC, WeightAverage
 from participant.training.private.population import Index, Population
-from privacy.accounting.events import Placement
+from privacy.accounting.events import Event, Placement
+from privacy.mechanisms.adaptive import NoiseControl
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.lattice import Lattice
 from privacy.mechanisms.noise import NoiseKey, gaussian_integers
@@ -97,6 +98,7 @@ class PrivateTraining:
         self._keys = keys
         self._gradients = RecordGradients(model, rule=plan.rule)
         self._population = Population(task, plan.unit)
+        self.released: list[Event] = []
         covered = set(self._gradients.names if noised is None else noised)
         self._sizes = {name: p.numel() for name, p in model.named_parameters() if name in covered}
         if sum(self._sizes.values()) != plan.dimension or not covered.issuperset(self._gradients.names):
@@ -125,6 +127,7 @@ class PrivateTraining:
         clip: ClipState,
         progress: Callable[[int, int], None],
         cancelled: Callable[[], bool],
+        control: NoiseControl | None = None,
     ) -> bool:
         """Take the noisy steps of a round; the model holds the result. False if ``cancelled()`` said to stop.
 
@@ -133,7 +136,8 @@ class PrivateTraining:
             and of the steps' releases: for each step a Poisson sample's clipped sum with noise of
             ``gradient_multiplier * sensitivity`` and, where the norm follows the data, a count with noise of its own.
             So they are as private as the plan says. Noise is drawn afresh whenever a round is repeated; each
-            repetition costs what the first one did.
+            repetition costs what the first one did. What the steps have cost is in ``released``, each step's event
+            before its noise is drawn.
 
         Args:
             settings: Optimizer and learning rate.
@@ -142,8 +146,12 @@ class PrivateTraining:
             clip: The norm to begin with; where the plan lets it follow the data, the norm to go on with.
             progress: Called after each step with (steps done, steps in all).
             cancelled: Asked before each step.
+            control: Where the plan's noise follows what is released: it knows all of the run's releases so far. The
+                round ends early once it says that the budget is exhausted.
         """
         plan = self._plan
+        if (control is None) != (plan.noise is None):
+            raise PrivacyError("plan-inconsistent", "noise that follows what is released needs the run's control of it")
         optimizer = _optimizer(self._model, settings)
         average = WeightAverage(self._gradients.parameters, settings.average) if settings.average else None
         sampler = PoissonSampler(self._population.units, plan.sampling_rate, self._keys())
@@ -152,12 +160,18 @@ class PrivateTraining:
         for done, number in enumerate(numbers):
             if cancelled():
                 return False
-            step = plan.step(number)
+            step = plan.step(number) if control is None else plan.controlled_step(number, control)
+            if step is None:
+                break
+            self.released.append(step.event)
             clipped = self._clipped(sampler.sample(), clip.norm)
             lattice = Lattice(plan.grid(clip.norm), plan.dimension)
             std = step.gradient_multiplier * plan.sensitivity(clip.norm)
             noisy = lattice.values(lattice.release(clipped.total, std, self._keys()))
-            self._assign(noisy / expected)
+            if control is not None:
+                energy = float(np.dot(noisy, noisy))
+                control.released(step.noise_multiplier, energy=energy, std=std, dimension=plan.dimension)
+            self._assign(noisy / expected + self._public(clip.norm))
             _set(optimizer, learning_rate(settings, round_number, rounds, done, len(numbers)), std / expected, done + 1)
             optimizer.step()
             if average is not None:
@@ -173,8 +187,12 @@ class PrivateTraining:
             average.store()
         return True
 
-    def shared_step(self, limit: int) -> Integers:
+    def shared_step(self, limit: int, batch: float) -> Integers:
         """One step's clipped sum, downhill, on the plan's lattice, with this site's share of the noise.
+
+        Args:
+            limit: Largest integer that the secure sum has room for.
+            batch: What the sum is divided by for each site, to become a mean gradient.
 
         Returns:
             int32 [d], for a secure sum, over all tensors of the model: zero where no site trains. Where this site
@@ -183,10 +201,12 @@ class PrivateTraining:
         plan = self._plan
         if plan.share is None or plan.placement is not Placement.SHARED:
             raise PrivacyError("plan-inconsistent", "the plan doesn't share the noise of a step")
+        self.released.append(plan.step(0).event)
         sampler = PoissonSampler(self._population.units, plan.sampling_rate, self._keys())
         clipped = self._clipped(sampler.sample(), plan.clip_norm)
         trained = {name: p.numel() for name, p in zip(self._gradients.names, self._gradients.parameters, strict=True)}
-        total = _placed(-clipped.total, trained, _places(self._sizes), plan.dimension)
+        downhill = -clipped.total - batch * self._public(plan.clip_norm)
+        total = _placed(downhill, trained, _places(self._sizes), plan.dimension)
         shared = Lattice(plan.share.grid, plan.dimension).share(total, plan.share.std, self._keys(), limit)
         manifest = Manifest.of(self._model)
         whole = {entry.name: slice(entry.offset, entry.offset + entry.size) for entry in manifest.entries}
@@ -209,7 +229,7 @@ class PrivateTraining:
         total = np.zeros(self._gradients.dimension, np.float64)
         below = owners = 0
         self._model.train()
-        with unchanged(self._model), self._task.step(self._model):
+        with unchanged(self._model):
             for chunk, keys in self._population.chunks(records, self._max_chunk):
                 # Random changes to the records come from a secret seed: with a known one, who is in a batch would
                 # decide about the changes to all others.
@@ -223,6 +243,17 @@ class PrivateTraining:
         if owners and below == owners:
             _log.info("clipping to %g cut no record's gradient: a smaller norm would need less noise", norm)
         return _Clipped(total, below, owners)
+
+    def _public(self, norm: float) -> npt.NDArray[np.float64]:
+        """The gradient of the task's loss on public data [d], no longer than a record's may be."""
+        with unchanged(self._model):
+            loss = self._task.public_loss(self._model, int.from_bytes(os.urandom(7), "big"))
+        if loss is None:
+            return np.zeros(self._gradients.dimension)
+        found = torch.autograd.grad(loss, self._gradients.parameters, materialize_grads=True)
+        gradient = self._gradients.flat(found).double().numpy()
+        length = float(np.linalg.norm(gradient))
+        return gradient * min(1.0, norm / length) if 0 < length < math.inf else np.zeros(len(gradient))
 
     def _losses(self, batch: object, records: int) -> torch.Tensor:
         losses = self._task.record_losses(self._model, batch)

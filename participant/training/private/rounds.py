@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from participant.privacy import site_plan
 from participant.training.private.checks import freeze_unused
 from participant.training.private.loop import ClipState, Integers, PrivateTraining, participant_share
 from participant.training.private.population import Population
-from privacy.accounting.events import Placement, Unit
+from privacy.accounting.events import Event, Placement, Unit
 from privacy.mechanisms.plan import PrivacyPlan
 from wire import RunPlan
 
@@ -23,18 +23,23 @@ __all__ = ["Integers", "PrivateRounds"]
 class PrivateRounds:
     """Private training of one run at one site.
 
+    ``released`` are the events of the last round's steps, as they were: what it has cost.
+
     Args:
         run: The run's plan; its ``privacy`` isn't "off".
         config: Its learning tables.
         task: The site's data and loss.
         model: As the trainer keeps it; parameters that the loss doesn't reach are frozen.
+        spent: What the run has released before, where it is taken up again and its noise follows what is released.
 
     Raises:
         PrivacyError: The promise can't be kept with this model, loss or data.
         CoupledLossError: The loss compares records.
     """
 
-    def __init__(self, run: RunPlan, config: LearningConfig, task: LearningTask, model: nn.Module) -> None:
+    def __init__(
+        self, run: RunPlan, config: LearningConfig, task: LearningTask, model: nn.Module, spent: Iterable[Event] = ()
+    ) -> None:
         self._run = run
         self._config = config
         self._task = task
@@ -57,6 +62,8 @@ class PrivateRounds:
             dimension=sum(trainable.values()) if self._noised is not None else dimension,
             group_factor=1 if whole else people.factor,
         )
+        self._control = None if self.plan.noise is None else self.plan.control(spent)
+        self.released: list[Event] = []
         if not whole:
             self._training(model).check()
 
@@ -93,8 +100,9 @@ class PrivateRounds:
             float32 [d] with local noise, int32 [d] with a share of it.
         """
         training = self._training(model)
+        self.released = training.released
         if self.plan.placement is Placement.SHARED:
-            shared = training.shared_step(self.limit)
+            shared = training.shared_step(self.limit, self._config.training.batch_size)
             progress(1, 1)
             return None if cancelled() else shared
         done = training.steps(
@@ -104,6 +112,7 @@ class PrivateRounds:
             clip=self._clip,
             progress=progress,
             cancelled=cancelled,
+            control=self._control,
         )
         if not done:
             return None

@@ -45,6 +45,8 @@ def test_it_is_frozen():
         ({"task": {"negatives": "group", "image_image": 0.5}}, "image_image"),
         ({"task": {"negatives": "group", "group_size": 1}}, "group_size"),
         ({"task": {"bank": ["a dog"]}}, "bank"),
+        ({"task": {"negatives": "bank", "bank": ["a dog", "a dog"]}}, "bank"),
+        ({"task": {"negatives": "bank", "bank_size": 1}}, "bank_size"),
         ({"task": {"views": 2}}, "views"),
         ({"task": {"kind": "custom", "loss": "a:b", "views": 2}}, "views"),
         ({"task": {"negatives": "bank", "views": 2, "augment": 0, "outlines": 0}}, "views"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core_model.objectives import bank_losses, contrastive_loss, group_losses, ranks
+from core_model.objectives import bank_losses, contrastive_loss, group_losses, ranks, spread
 
 
 def unit(seed, n=6, d=4):
@@ -65,6 +65,15 @@ def test_a_pair_whose_captions_are_all_of_the_bank_learns_nothing_and_stays_fini
     losses = bank_losses(images, texts, unit(2, 3), torch.ones(2, 3, dtype=torch.bool), scale)
     losses.sum().backward()
     assert losses.tolist() == [0.0, 0.0] and images.grad.abs().max() == 0 and scale.grad.item() == 0
+
+
+def test_the_spread_is_lowest_where_vectors_lie_apart():
+    apart = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert spread(apart).item() == pytest.approx(-8.0)
+    assert spread(torch.ones(4, 2) / math.sqrt(2)).item() == 0.0
+    near = F.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1]]), dim=1).requires_grad_()
+    spread(near).backward()
+    assert near.grad[0, 1] < 0 < near.grad[1, 1]
 
 
 def test_group_losses_are_infonce_within_each_group():

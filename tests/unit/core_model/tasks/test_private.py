@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from core_model import CoupledLossError, DataError, LearningConfig, UserCodeError, make_task
-from core_model.data.public import emoji_names
+from core_model.data.public import emoji_captions
 from core_model.tasks.custom import CustomTask
 
 MODEL = {"image_size": 8, "width": 16, "heads": 2, "depth": 1, "embedding": 8, "text_buckets": 64, "text_tokens": 4}
@@ -84,16 +84,41 @@ def test_several_views_enter_batches_without_privacy_too() -> None:
 @pytest.mark.parametrize("negatives", ["bank", "group"])
 @pytest.mark.parametrize("views", [1, 2])
 def test_without_privacy_the_same_losses_are_trained_on(negatives: str, views: int, shapes: str) -> None:
-    bank = {"bank": ["shade number 2", "other"]} if negatives == "bank" else {}
+    bank = {"bank": ["shade number 2", "other", "third"]} if negatives == "bank" else {}
     task = make_task(config({"negatives": negatives, "views": views, **bank}), shapes)
     model = task.build_model(0)
     batch = next(task.batches(0, 1))
     value, figures = task.loss(model, batch)
     losses = task.record_losses(model, batch)
-    assert len(losses) == 8 * views and figures == {}
-    torch.testing.assert_close(value, losses.mean() * views)
+    assert len(losses) == 8 * views
+    assert figures["image_text_loss"] == pytest.approx(losses.mean().item() * views, rel=1e-5)
+    public = task.public_loss(model, 0)  # The bank is small enough that each step draws all of it.
+    expected = losses.mean() * views + (0 if public is None else public)
+    torch.testing.assert_close(value, expected)
+    assert (public is None) == (negatives == "group")
     again = next(task.batches(0, 1))
     assert torch.equal(batch[0], again[0]) and not torch.equal(batch[0], next(task.batches(1, 1))[0])
+
+
+def test_retrieval_against_a_bank_is_learnt(nameless: str) -> None:
+    """Captions of all pictures, others' too, are the bank; what is learnt tells a site's own apart."""
+    bank = [f"shade number {i}" for i in range(30)]
+    task = make_task(config({"negatives": "bank", "bank": bank, "augment": 0.0, "outlines": 0.0}), nameless)
+    model = task.build_model(0)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    first = task.evaluate(model).metrics["loss"]
+    start = []
+    for batch in task.batches(0, 150):
+        optimizer.zero_grad()
+        value, figures = task.loss(model, batch)
+        start.append(figures["image_text_loss"])
+        value.backward()
+        optimizer.step()
+    assert np.mean(start[-10:]) < 0.8 * np.mean(start[:10])
+    with torch.no_grad():
+        texts = model.embed_texts(task.queries("test"))
+    assert torch.pdist(texts).mean() > 0.3, "captions haven't fallen together"
+    assert np.isfinite(first)
 
 
 # --- the bank ---------------------------------------------------------------------------------------------------------
@@ -103,54 +128,56 @@ def test_a_pair_is_not_told_apart_from_its_own_captions(shapes: str) -> None:
     bank = ["something longer than that", "shade number 1", "shade number 5"]
     task = make_task(config({"negatives": "bank", "bank": bank}), shapes)
     texts = [texts[0] for texts in task.source.train.captions]
-    _, _, own = task.sampled(np.arange(len(texts)), 0)
-    hits = {texts[row]: own[row].tolist() for row in range(len(texts)) if own[row].any()}
-    # The bank is ordered by length, so that chunks of it are as short as can be.
-    assert hits == {"shade number 1": [True, False, False], "shade number 5": [False, True, False]}
+    batch = task.sampled(np.arange(len(texts)), 0)
+    hits = {texts[row]: batch.apart[row].tolist() for row in range(len(texts)) if batch.apart[row].any()}
+    assert hits == {"shade number 1": [False, True, False], "shade number 5": [False, False, True]}
+    assert torch.equal(batch.public, task._hash(bank))
 
 
 def test_all_captions_of_a_pair_are_its_own() -> None:
-    task = make_task(LearningConfig.model_validate({"task": {"negatives": "bank"}}), "emoji:twemoji")
-    names = emoji_names()
-    _, _, own = task.sampled(np.arange(50), 0)
-    known = [texts[0] in names for texts in task.source.train.captions[:50]]
-    assert sum(known) > 40
-    assert (own.any(1).numpy() >= np.array(known)).all() and own.sum(1).max() <= 4
+    table = {"task": {"negatives": "bank", "bank_size": 10_000}}
+    task = make_task(LearningConfig.model_validate(table), "emoji:twemoji")
+    batch = task.sampled(np.arange(50), 0)
+    assert len(batch.public) == len(emoji_captions())
+    # Hashes of longer captions may be cut alike; none of a pair's own captions is missing.
+    own = [len(set(texts)) for texts in task.source.train.captions[:50]]
+    assert (batch.apart.sum(1).numpy() >= np.array(own)).all() and batch.apart.sum(1).max() <= 6
 
 
-def test_the_bank_is_embedded_once_a_step(shapes: str) -> None:
+def test_each_step_draws_from_the_bank(shapes: str) -> None:
+    bank = [f"word{i}" for i in range(40)]
+    task = make_task(config({"negatives": "bank", "bank": bank, "bank_size": 7}), shapes)
+    model = task.build_model(0)
+    one, same, other = (task.sampled(np.arange(3), seed).public for seed in (1, 1, 2))
+    assert len(one) == 7 and torch.equal(one, same) and not torch.equal(one, other)
+    assert task.public_loss(model, 1).item() != task.public_loss(model, 2).item()
+
+
+def test_the_bank_carries_no_gradient_in_a_records_loss(shapes: str) -> None:
     task = make_task(config({"negatives": "bank", "bank": ["red", "blue"]}), shapes)
     model = task.build_model(0)
-    batch = task.sampled(np.arange(3), 0)
-    expected = task.record_losses(model, batch)
-    calls = []
-    embed = model.embed_texts
-    model.embed_texts = lambda hashed: calls.append(len(hashed)) or embed(hashed)
-    with task.step(model):
-        for _ in range(3):
-            torch.testing.assert_close(task.record_losses(model, batch), expected)
-    assert calls == [2, 3, 3, 3]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1)
-    assert not torch.allclose(task.record_losses(model, batch), expected)
-
-
-def test_the_bank_carries_no_gradient(shapes: str) -> None:
-    task = make_task(config({"negatives": "bank", "bank": ["red", "blue"]}), shapes)
-    model = task.build_model(0)
-    model.image.requires_grad_(False)
     texts = []
     embed = model.embed_texts
     model.embed_texts = lambda hashed: texts.append(embed(hashed)) or texts[-1]
     task.record_losses(model, task.sampled(np.arange(3), 0))
-    assert [part.requires_grad for part in texts] == [True, False]
+    assert [(len(part), part.requires_grad) for part in texts] == [(2, False), (3, True)]
+    assert task.public_loss(model, 0).requires_grad
 
 
-def test_the_public_names_are_many_and_plain() -> None:
-    names = emoji_names()
-    assert len(names) > 1500 and list(names) == sorted(set(names))
-    assert not any("_" in name or ":" in name[:1] or "skin tone" in name for name in names)
+def test_public_captions_look_like_the_sites_own() -> None:
+    captions = emoji_captions()
+    assert len(captions) > 3000 and list(captions) == sorted(set(captions))
+    source = make_task(LearningConfig.model_validate({"task": {"negatives": "group"}}), "emoji:noto").source
+    assert {text for texts in source.train.captions for text in texts} <= set(captions)
+
+
+def test_without_the_lists_a_bank_of_ones_own_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import core_model.data.public as module
+
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="aren't installed") as caught:
+        emoji_captions()
+    assert "bank = [...]" in caught.value.hint
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
@@ -180,7 +207,7 @@ def test_records_of_one_person_are_in_one_group(shapes: str) -> None:
 def test_no_group_sees_another(nameless: str) -> None:
     task = make_task(config({"negatives": "group", "group_size": 2, "views": 2}), nameless)
     index = np.arange(10)
-    _, _, apart = task.sampled(index, 0)
+    apart = task.sampled(index, 0).apart
     groups = np.repeat(task.groups(index), 2)
     pairs = np.repeat(index, 2)
     for i in range(20):
@@ -189,7 +216,7 @@ def test_no_group_sees_another(nameless: str) -> None:
 
 
 def test_groups_are_there_for_the_group_loss_only(nameless: str) -> None:
-    assert make_task(config({"negatives": "bank", "bank": ["a"]}), nameless).group_count is None
+    assert make_task(config({"negatives": "bank", "bank": ["a", "b"]}), nameless).group_count is None
     task = make_task(config({"kind": "classification"}, classes=10), "digits:1/4")
     assert task.group_count is None and task.persons is None
     with pytest.raises(NotImplementedError):
@@ -200,7 +227,7 @@ def test_groups_are_there_for_the_group_loss_only(nameless: str) -> None:
 
 
 def test_a_persons_number_follows_from_the_name(shapes: str) -> None:
-    task = make_task(config({"negatives": "bank", "bank": ["a"]}), shapes)
+    task = make_task(config({"negatives": "bank", "bank": ["a", "b"]}), shapes)
     persons = task.persons
     assert persons.dtype == np.int64 and len(persons) == task.examples and len(set(persons)) == 5
     first = [int(text.split()[-1]) % 5 for (text,) in task.source.train.captions]

@@ -221,3 +221,14 @@ def test_the_gallery_is_empty_where_there_is_nothing_to_search(tmp_path, base):
 def test_data_that_do_not_fit_are_refused_before_training():
     with pytest.raises(DataError):
         LocalTrainer(LearningConfig(), "digits:1/4", name="a")
+
+
+def test_averaged_weights_are_between_the_first_and_the_last_ones(base):
+    def moved(average):
+        config = CONFIG.model_copy(update={"training": CONFIG.training.model_copy(update={"average": average})})
+        return train(LocalTrainer(config, "digits:1/4", name="a"), base).update
+
+    last, averaged = moved(0.0), moved(0.8)
+    np.testing.assert_array_equal(last, train(trainer(), base).update)
+    assert 0 < np.linalg.norm(averaged) < np.linalg.norm(last)
+    assert float(np.dot(averaged, last)) > 0

@@ -202,9 +202,9 @@ def test_the_naive_contrastive_loss_is_found_out_whatever_it_says_of_itself(shap
     task, model = built_in({"negatives": "bank", "bank": ["red", "green", "blue"]}, shapes)
 
     def naive(model: Any, batch: Any) -> torch.Tensor:
-        views, chosen, _ = batch
-        logits = model.scale(len(views)).reshape(-1, 1) * model.embed_images(views) @ model.embed_texts(chosen).T
-        return F.cross_entropy(logits, torch.arange(len(views)), reduction="none")
+        images, texts = model.embed_images(batch.views), model.embed_texts(batch.captions)
+        logits = model.scale(len(images)).reshape(-1, 1) * images @ texts.T
+        return F.cross_entropy(logits, torch.arange(len(images)), reduction="none")
 
     freeze_unused(model, task)
     check(task, model, records=task.examples)

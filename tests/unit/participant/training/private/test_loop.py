@@ -46,7 +46,7 @@ def test_a_round_takes_its_noisy_steps_in_chunks() -> None:
     private = training(task, make_plan(), keys=counted_keys())
     before = flatten(private._model)
     assert run(private) == [1, 2, 3, 4]
-    assert max(task.seen) <= 7 and task.entered == 4
+    assert max(task.seen) <= 7
     assert sum(task.seen) == pytest.approx(4 * RECORDS * 0.25, abs=20)
     assert (before != flatten(private._model)).all()
 
@@ -157,6 +157,35 @@ def test_a_record_with_numbers_that_are_not_finite_does_not_count() -> None:
     without = private._clipped(np.delete(np.arange(RECORDS), 5), CLIP).total
     task.inputs[5] = torch.nan
     np.testing.assert_allclose(private._clipped(np.arange(RECORDS), CLIP).total, without, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.01, 100.0])
+def test_a_loss_on_public_data_is_lowered_too_and_never_outweighs_a_record(size: float) -> None:
+    task = Regression()
+    task.public_loss = lambda model, seed: size * model.bias.sum()  # type: ignore[method-assign]
+    with_public, without = training(task, make_plan()), training(Regression(), make_plan())
+    expected = np.array([0, 0, 0, min(size, CLIP)])
+    np.testing.assert_allclose(with_public._public(CLIP), expected, rtol=1e-6)
+    assert without._public(CLIP).tolist() == [0, 0, 0, 0]
+    moved = []
+    for private in (
+        training(task, make_plan(), keys=counted_keys()),
+        training(Regression(), make_plan(), keys=counted_keys()),
+    ):
+        run(private, settings=SGD.model_copy(update={"learning_rate": 1e-4}))
+        moved.append(flatten(private._model))
+    # Four steps: the same noise, and nearly the same gradients.
+    assert (moved[1] - moved[0])[3] == pytest.approx(4e-4 * min(size, CLIP), rel=0.2)
+
+
+def test_a_share_carries_the_public_gradient_once_for_each_record_of_a_batch() -> None:
+    task = Regression()
+    task.public_loss = lambda model, seed: 0.2 * model.bias.sum()  # type: ignore[method-assign]
+    plan = shared_plan(sampling_rate=1e-9)
+    with_public, without = (
+        training(one, plan, keys=counted_keys()).shared_step(1 << 24, 15) for one in (task, Regression())
+    )
+    assert (with_public - without).tolist() == [0, 0, 0, round(-15 * 0.2 / 1e-4)]
 
 
 # --- sensitivity ------------------------------------------------------------------------------------------------------
@@ -315,7 +344,7 @@ def test_shares_of_several_sites_carry_the_noise_of_their_sum() -> None:
     sites = [training(task, plan, keys=counted_keys(site << 64), max_chunk=100) for site in range(4)]
     sums = []
     for _ in range(300):
-        parts = [site.shared_step(1 << 24) for site in sites]
+        parts = [site.shared_step(1 << 24, 15) for site in sites]
         assert parts[0].dtype == np.int32
         sums.append(np.sum(parts, axis=0) * 1e-4)
     exact = sites[0]._clipped(np.arange(RECORDS), CLIP).total
@@ -346,7 +375,7 @@ def test_a_share_covers_what_only_others_train() -> None:
     model.other.requires_grad_(False)
     plan = shared_plan(sampling_rate=1e-9, dimension=16)
     private = PrivateTraining(model, Regression(), plan, max_chunk=9, noised=names, keys=counted_keys())
-    drawn = np.array([private.shared_step(1 << 24) for _ in range(300)])
+    drawn = np.array([private.shared_step(1 << 24, 15) for _ in range(300)])
     spread = {e.name: drawn[:, e.offset : e.offset + e.size].std() for e in Manifest.of(model).entries}
     assert spread.pop("fixed") == 0
     assert list(spread) == names
@@ -382,7 +411,7 @@ def test_a_plan_of_another_placement(other: str) -> None:
         if other == "participant":
             participant_share(np.zeros(4, np.float32), make_plan(), 1 << 24)
         else:
-            training(Regression(), make_plan()).shared_step(1 << 24)
+            training(Regression(), make_plan()).shared_step(1 << 24, 15)
     assert caught.value.code == "plan-inconsistent"
 
 

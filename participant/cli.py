@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from participant.budget_cli import app as budget_app
+from participant.privacy_audit.cli import app as privacy_audit_app
 
 if TYPE_CHECKING:
     from participant.actions import Finished
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation with this site's data.", add_completion=False)
 app.add_typer(budget_app, name="budget")
+app.add_typer(privacy_audit_app)
 
 _DEFAULT_HOME = Path("~/.fedloom/participant")
 _Home = Annotated[Path, typer.Option("--home", help="The site's folder: identity, configuration, journal.")]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from coordinator.store import Checkpoint, Run
 from wire import (
     CheckpointHeader,
-    ConfigError,
     FederationConfig,
     InitialModel,
     RoundsSpec,
     RunPlan,
-    SharedNoise,
     read_header,
+    shared_noise,
 )
 
 _READ = 1 << 20
@@ -77,41 +75,6 @@ def told(config: FederationConfig, metrics: Iterable[str]) -> tuple[str, ...]:
 
 def _is_score(metric: str) -> bool:
     return metric.startswith("evaluation/")
-
-
-def shared_noise(config: FederationConfig, dimension: int) -> SharedNoise | None:
-    """The noise that the sites of a run share, solved for its budget; None where they don't.
-
-    The smallest sum that may be published, less the sites that are taken to be corrupt, still has all of it.
-
-    Raises:
-        ConfigError: The budget can't be kept, or the numbers don't fit the ring.
-    """
-    spec, rounds, secure = config.privacy, config.rounds, config.secure_aggregation
-    if not spec.distributed:
-        return None
-    participants = max(rounds.min_participants, secure.min_cohort)
-    honest = spec.honest(participants, secure.corrupt_percent, secure.min_cohort)
-    multiplier = spec.noise_multiplier
-    if not multiplier:
-        from privacy.mechanisms.calibration import noise_multiplier_for
-        from privacy.mechanisms.errors import PrivacyError
-
-        try:
-            multiplier = noise_multiplier_for(spec.epsilon, spec.delta, spec.sampling_rate or 1.0, rounds.count)
-        except PrivacyError as error:
-            raise ConfigError(f"[privacy] {error.message}", error.hint) from None
-    batch = float(config.training.get("batch_size", 1)) if spec.placement == "shared" else 1.0
-    grid, value_bits = spec.lattice(dimension, batch, multiplier / math.sqrt(honest))
-    sensitivity = spec.clip_norm + grid * math.sqrt(dimension)
-    return SharedNoise(
-        multiplier=multiplier,
-        share_std=multiplier * sensitivity / math.sqrt(honest) * (1 + 1e-9),
-        honest=honest,
-        grid=grid,
-        quantum=grid / batch,
-        value_bits=value_bits,
-    )
 
 
 def run_records(plan: RunPlan, now_s: float) -> tuple[Run, Checkpoint]:

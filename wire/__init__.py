@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wire.federation import load as load_federation
     from wire.logs import about, set_up_logging
     from wire.names import check_name
+    from wire.noise import shared_noise
     from wire.pki import (
         Credentials,
         FederationCA,
@@ -101,6 +102,7 @@ _HOME = {
     "federation": ("FederationConfig", "SimulatedInstitution", "load_federation"),
     "logs": ("about", "set_up_logging"),
     "names": ("check_name",),
+    "noise": ("shared_noise",),
     "pki": (
         "Credentials",
         "FederationCA",
@@ -221,6 +223,7 @@ __all__ = [
     "serve",
     "server_credentials",
     "set_up_logging",
+    "shared_noise",
     "software",
     "unpack_members",
     "until_stopped",

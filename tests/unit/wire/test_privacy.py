@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from coordinator.planning import planned_rounds, shared_noise, told
-from wire import ConfigError, FederationConfig, PrivacySpec
+from coordinator.planning import planned_rounds, told
+from wire import ConfigError, FederationConfig, PrivacySpec, shared_noise
 
 
 def config(**privacy: Any) -> FederationConfig:
@@ -65,6 +65,16 @@ def test_shares_of_the_fewest_honest_sites_make_all_of_the_noise() -> None:
     encoding = PrivacySpec(**SHARED).encoding(10, noise.quantum, noise.value_bits)
     assert encoding.limit * noise.grid >= 64 + 12 * noise.share_std
     assert encoding.weight(6_000) == 1
+
+
+def test_noise_covers_records_that_are_clipped_in_groups() -> None:
+    """A record that changes its group's gradient moves the sum by two clipping norms; a whole site's update doesn't."""
+    grouped = {"task": {"negatives": "group"}}
+    noise = shared_noise(config(**SHARED).model_copy(update=grouped), 40_000)
+    assert noise is not None
+    assert noise.share_std * math.sqrt(4) >= noise.multiplier * (2.0 + noise.grid * math.sqrt(40_000))
+    whole = config(placement="participant", epsilon=8.0, delta=1e-3)
+    assert shared_noise(whole, 1_000) == shared_noise(whole.model_copy(update=grouped), 1_000)
 
 
 def test_a_noise_that_is_given_is_taken() -> None:

@@ -19,7 +19,7 @@ from participant.training.private.engine import RecordGradients
 from privacy.accounting.events import Placement, Unit
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.plan import solve
-from wire import ConfigError, FederationConfig, RunPlan, validate
+from wire import ConfigError, FederationConfig, RunPlan, shared_noise, validate
 
 LEARNING = {
     "model": {"image_size": 8, "width": 16, "heads": 2, "depth": 1, "text_buckets": 16, "classes": 10},
@@ -200,16 +200,15 @@ def test_a_shared_noise_fits_the_larger_model() -> None:
     assert with_dimension(prepared(LOCAL)[0], 7, 1).shared_noise is None
 
 
-def test_a_plan_from_a_configuration_is_the_coordinators() -> None:
-    """Both solve the same noise from the same file."""
-    planning = pytest.importorskip("coordinator.planning")
-    for privacy in (LOCAL, SHARED, {**LOCAL, "placement": "participant"}):
-        config = validate(LearningConfig, LEARNING, "test")
-        settings = validate(FederationConfig, {"privacy": privacy, **config.model_dump(mode="json")}, "test")
-        mine = run_plan(settings, 5_000)
-        assert mine.shared_noise == planning.shared_noise(settings, 5_000)
-        assert mine.privacy == settings.privacy
-        assert mine.initial.dimension == 5_000
+@pytest.mark.parametrize("placement", ["local", "shared", "participant"])
+def test_a_plan_from_a_configuration_is_that_of_a_run(placement: str) -> None:
+    config = validate(LearningConfig, LEARNING, "test")
+    tables = {"privacy": {**(SHARED if placement == "shared" else LOCAL), "placement": placement}}
+    settings = validate(FederationConfig, {**tables, **config.model_dump(mode="json")}, "test")
+    mine = run_plan(settings, 5_000)
+    assert mine.shared_noise == shared_noise(settings, 5_000)
+    assert mine.privacy == settings.privacy
+    assert mine.initial.dimension == 5_000
 
 
 def test_numbers_that_do_not_fit_a_sum_are_told() -> None:

@@ -8,6 +8,7 @@ instead of training again.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -168,6 +169,8 @@ class Agent:
             metrics=outcome.metrics,
             evaluation=outcome.evaluation,
         )
+        if self._budget is not None:
+            self._budget.trained(job, outcome.released)
         return self._deliver(record)
 
     def failed(self, job: Job, error: Exception) -> list[Action]:
@@ -324,6 +327,8 @@ class Agent:
             return actions + self._deliver(record)
         if (refused := self._pay(job, release=False)) is not None:
             return [*actions, refused]
+        if self._budget is not None:
+            job = self._active = dataclasses.replace(job, history=self._budget.history(job))
         self._stage = "downloading"
         return [*actions, Fetch(job)]
 

@@ -6,10 +6,11 @@ import dataclasses
 import logging
 
 from participant.ledger import BudgetLedger
+from participant.privacy import History
 from participant.rules import PrivacyRules
 from participant.work import Job
-from privacy.accounting.events import Unit
-from privacy.ledger import JobInfo, SignedReceipt
+from privacy.accounting.events import Event, Unit, merged
+from privacy.ledger import BUDGET_EXHAUSTED, BudgetError, JobInfo, Phase, SignedReceipt, Spending
 from privacy.mechanisms.plan import PrivacyPlan
 from privacy.secure_aggregation.thresholds import corrupt_members
 from wire import RunPlan
@@ -39,6 +40,7 @@ class SiteBudget:
         self._rules = rules
         self._coordinator = coordinator
         self._run: _Run | None = None
+        self._released: dict[str, tuple[Event, ...]] = {}
 
     @property
     def private(self) -> bool:
@@ -52,6 +54,7 @@ class SiteBudget:
             LedgerError: The data set's budget can't be that of this run.
         """
         self._run = None if plan is None else _Run(run, plan)
+        self._released.clear()
         if plan is None:
             return
         # Where a whole site is hidden, it is the one unit that it holds.
@@ -84,9 +87,56 @@ class SiteBudget:
             plan_hash=self._run.run.hash,
             model=job.base_digest.hex(),
         )
-        self._ledger.reserve(job.task_id, self._dataset, info, self._run.plan.round_events(job.round))
+        self._ledger.reserve(job.task_id, self._dataset, info, self._cost(self._run, job))
         if release:
             self._ledger.charge(job.task_id)
+
+    def history(self, job: Job) -> History | None:
+        """What the ledger knows of the run when a task begins; None where the run isn't private."""
+        if self._run is None:
+            return None
+        paid = self._paid(job)
+        released = frozenset(task.task_id for task in paid if task.phase in (Phase.CHARGED, Phase.SETTLED))
+        spent = tuple(merged([event for task in paid for event in task.events]))
+        return History(task_id=job.task_id, spent=spent, released=released)
+
+    def trained(self, job: Job, released: tuple[Event, ...]) -> None:
+        """A task is trained: what that has really cost. A restart forgets it; then what was charged stays spent."""
+        if self._run is not None and self._run.plan.noise is not None:
+            self._released[job.task_id] = released
+
+    def _paid(self, job: Job) -> list[Spending]:
+        """What other tasks of the run have cost these data, or still may."""
+        return [
+            task
+            for task in self._ledger.book().tasks.values()
+            if task.dataset == self._dataset
+            and task.job.run_id == job.run_id
+            and task.task_id != job.task_id
+            and task.phase is not Phase.RETURNED
+        ]
+
+    def _cost(self, run: _Run, job: Job) -> list[Event]:
+        """What a task may cost.
+
+        Raises:
+            BudgetError: "budget-exhausted" where noise follows what is released, and the run's filter ends it.
+        """
+        plan = run.plan
+        if plan.noise is None:
+            return plan.round_events(job.round)
+        known = self._ledger.book().tasks.get(job.task_id)
+        if known is not None and known.phase is not Phase.RETURNED:
+            return list(known.reserved)
+        spent = [event for task in self._paid(job) for event in task.events]
+        most = plan.control(spent).most(plan.steps_per_round)
+        if not most:
+            raise BudgetError(
+                BUDGET_EXHAUSTED,
+                f"run {job.run_id} has used up its epsilon of {plan.epsilon:g} at this site",
+                "Nothing was trained. The noise of this run follows what is released, and so does when it ends.",
+            )
+        return most
 
     def taken(self, job: Job, participants: int, survivors: int) -> SignedReceipt | None:
         """The coordinator has a task's result, or a published sum holds it: settle, and say what is left.
@@ -98,12 +148,12 @@ class SiteBudget:
         """
         if self._run is None or not job.train:
             return None
-        events = None
+        events = self._released.pop(job.task_id, None)
         plan, secure = self._run.plan, self._run.run.secure
         if plan.share is not None and secure is not None and participants:
             honest = survivors - corrupt_members(participants, secure.corrupt_percent)
             if honest > plan.share.honest:
-                events = plan.survivors_events(job.round, honest)
+                events = tuple(plan.survivors_events(job.round, honest))
         self._ledger.settle(job.task_id, events)
         return self._ledger.receipt(self._dataset, job.run_id, job.round)
 

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from privacy.accounting.events import Placement, Unit
+import dataclasses
+
+from privacy.accounting.events import Event, Placement, Unit
+from privacy.mechanisms.adaptive import AdaptiveNoise
 from privacy.mechanisms.clipping import ClippingRule
 from privacy.mechanisms.plan import PrivacyPlan, Share, solve
 from privacy.mechanisms.quantile import QuantileClipping
 from privacy.mechanisms.schedules import NoiseSchedule
 from wire import RunPlan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class History:
+    """What the ledger knows of a run when a task begins: what training may go on from.
+
+    Noise and clipping norms that follow what is released must follow nothing else: not a round whose result never left
+    this site, and was never paid for.
+
+    Attributes:
+        task_id: The task that begins.
+        spent: What the run has cost this site, without that task.
+        released: The run's tasks whose results may have left.
+    """
+
+    task_id: str
+    spent: tuple[Event, ...] = ()
+    released: frozenset[str] = frozenset()
 
 
 def site_plan(
@@ -19,6 +40,7 @@ def site_plan(
     batch_size: int,
     steps_per_round: int,
     dimension: int,
+    layers: int,
     group_factor: int,
 ) -> PrivacyPlan:
     """Solve a run's privacy for one site.
@@ -31,6 +53,7 @@ def site_plan(
         batch_size: Records of a step, where the run sets no sampling rate.
         steps_per_round: Noisy steps of a round with local noise.
         dimension: Numbers that are trained here.
+        layers: How many layers they belong to.
         group_factor: 2 where the loss compares records in groups.
 
     Raises:
@@ -51,10 +74,11 @@ def site_plan(
         rounds=run.rounds.count,
         steps_per_round=steps_per_round if placement is Placement.LOCAL else 1,
         dimension=dimension,
-        rule=ClippingRule(kind=spec.clipping),
+        rule=ClippingRule.layers(layers) if spec.clipping == "layers" else ClippingRule(kind=spec.clipping),
         group_factor=group_factor if placement is not Placement.PARTICIPANT else 1,
         schedule=NoiseSchedule(kind=spec.schedule, end=spec.schedule_end),
         multiplier=shared.multiplier if shared is not None else spec.noise_multiplier,
         adaptive=QuantileClipping(target=spec.quantile) if spec.quantile else None,
         share=None if shared is None else Share(std=shared.share_std, honest=shared.honest, grid=shared.grid),
+        noise=AdaptiveNoise(target=spec.adaptive_noise) if spec.adaptive_noise else None,
     )

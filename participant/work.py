@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from participant.privacy import History
+from privacy.accounting.events import Event
 from privacy.mechanisms.plan import PrivacyPlan
 from wire import BlobStore, RunPlan
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A task as the site keeps it. ``base_digest`` names the checkpoint to start from."""
+    """A task as the site keeps it. ``base_digest`` names the checkpoint to start from.
+
+    ``history`` is what the ledger knows of a private run.
+    """
 
     task_id: str
     run_id: str
@@ -35,6 +40,7 @@ class Job:
     base_size: int
     seed: int
     evaluate: bool
+    history: History | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +57,17 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A job's result. ``digest`` and ``size`` name the update's blob; empty and 0 where nothing was trained."""
+    """A job's result. ``digest`` and ``size`` name the update's blob; empty and 0 where nothing was trained.
+
+    ``released`` is what training has cost, where noise is added at the record.
+    """
 
     digest: bytes = b""
     size: int = 0
     examples: int
     metrics: dict[str, float]
     evaluation: dict[str, float]
+    released: tuple[Event, ...] = ()
 
 
 class Workbench:
@@ -124,6 +134,7 @@ class Workbench:
                 rounds=job.rounds,
                 progress=progress,
                 cancelled=cancelled,
+                history=job.history,
             )
         content = result.content
         with blobs.writer(content.nbytes) as writer:
@@ -135,6 +146,7 @@ class Workbench:
             examples=result.examples,
             metrics=result.metrics,
             evaluation=scores,
+            released=result.released,
         )
 
     def train_alone(

@@ -773,7 +773,7 @@ class RunFinished(_message.Message):
     run_id: _builtins.str
     version: _builtins.int
     reason: _builtins.str
-    """"completed" or "stopped" """
+    """"completed", "stopped" or "out of budget" """
     @_builtins.property
     def model(self) -> Global___Blob: ...
     def __init__(

@@ -38,10 +38,11 @@ class PrivacySpec(Frozen):
     clip_norm: float = Field(
         default=1.0, gt=0.0, le=1e6, description="L2 norm to which a record's gradient (or a site's update) is clipped."
     )
-    clipping: Literal["flat", "automatic"] = Field(
+    clipping: Literal["flat", "automatic", "layers"] = Field(
         default="flat",
         description="flat: longer gradients are scaled down to clip_norm. automatic: every gradient is scaled to about "
-        "clip_norm (Bu et al. 2022), so that clip_norm needs no tuning.",
+        "clip_norm (Bu et al. 2022), so that clip_norm needs no tuning. layers: each layer's part is clipped by "
+        "itself, to an equal share; the backward pass then keeps one layer's record gradients at a time.",
     )
     quantile: float = Field(
         default=0.0,
@@ -55,6 +56,15 @@ class PrivacySpec(Frozen):
     )
     schedule_end: float = Field(
         default=1.0, gt=0.0, le=100.0, description="Noise of the last step relative to the first."
+    )
+    adaptive_noise: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1e6,
+        description="Let the noise follow what is released, by a quarter at most: less noise while the energy of the "
+        "gradients' signal is under so many times that of the noise, for example 0.01; more above it; 0 keeps the "
+        "planned noise. A filter that is fixed beforehand keeps epsilon; a site whose budget is used up early leaves. "
+        "For local noise with sampling_rate = 1, where releases add up exactly whatever is chosen.",
     )
     sampling_rate: float = Field(
         default=0.0,
@@ -94,8 +104,17 @@ class PrivacySpec(Frozen):
             raise ValueError('quantile: only placement = "local" can let the clipping norm follow the data')
         if self.distributed and self.schedule != "constant":
             raise ValueError('schedule: only placement = "local" can change the noise over the run')
+        if self.adaptive_noise:
+            if self.placement != "local":
+                raise ValueError('adaptive_noise: only placement = "local" can let the noise follow what is released')
+            if self.sampling_rate != 1.0:
+                raise ValueError("adaptive_noise: it needs sampling_rate = 1; what samples cost can't be added up then")
+            if self.schedule != "constant":
+                raise ValueError("adaptive_noise: the noise can't follow a schedule, too; leave schedule out")
         if self.quantile and self.clipping == "automatic":
             raise ValueError("quantile: automatic clipping has no norm that could follow the data")
+        if self.placement == "participant" and self.clipping != "flat":
+            raise ValueError(f"clipping: a site's whole update is clipped as one; {self.clipping!r} is for records")
         if self.schedule == "constant" and self.schedule_end != 1.0:
             raise ValueError("schedule_end: a constant schedule ends as it begins; choose another schedule")
         return self

@@ -13,6 +13,7 @@ import typing
 from typing import Any, Literal
 
 Purpose = Literal["train", "evaluate"]
+FinishReason = Literal["completed", "stopped", "out of budget"]
 Excuse = Literal["refused", "declined", "vanished", "late", "left", "revoked"]
 
 
@@ -182,7 +183,7 @@ class EvaluationClosed:
 class RunFinished:
     """Nothing more will happen in this run."""
 
-    reason: Literal["completed", "stopped"]
+    reason: FinishReason
     finished_s: float
 
 

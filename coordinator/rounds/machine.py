@@ -28,6 +28,7 @@ from coordinator.rounds.facts import (
     EvaluationClosed,
     Excuse,
     Fact,
+    FinishReason,
     ParticipantExcused,
     Purpose,
     RoundOpened,
@@ -37,6 +38,7 @@ from coordinator.rounds.facts import (
     VersionCommitted,
 )
 from coordinator.rounds.state import Round, RunState
+from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
 
 
@@ -81,7 +83,7 @@ class SynchronousRounds:
         decision = Decision()
         self._available.add(name)
         current = self.state.open_round()
-        if current is None or current.sealed:
+        if current is None or current.sealed or self.state.finished is not None:
             self._advance(decision, now_s)
             return decision
         seat = current.seats.get(name)
@@ -150,6 +152,8 @@ class SynchronousRounds:
         current = self.state.open_round()
         if current is not None and not current.sealed and self._holds(current, name, task_id):
             self._excuse(decision, current, name, outcome, error.code, error.message)
+            if self._out_of_budget(current):
+                self._finish(decision, "out of budget", now_s)
             self._advance(decision, now_s)
         if outcome == "refused":
             decision.effects.append(
@@ -198,9 +202,7 @@ class SynchronousRounds:
     def stop(self, now_s: float) -> Decision:
         """The operator ends the run; what is committed stays."""
         decision = Decision()
-        if self.state.finished is None:
-            self._record(decision, RunFinished(reason="stopped", finished_s=now_s))
-            decision.effects.append(AnnounceFinish(version=self.state.version, reason="stopped"))
+        self._finish(decision, "stopped", now_s)
         return decision
 
     # ---- what the machine says of itself --------------------------------------------------------------------------
@@ -259,8 +261,24 @@ class SynchronousRounds:
         elif self.state.rounds[-1].purpose == "train" and self.spec.evaluate_every > 0:
             self._open(decision, "evaluate", now_s)
         else:
-            self._record(decision, RunFinished(reason="completed", finished_s=now_s))
-            decision.effects.append(AnnounceFinish(version=self.state.version, reason="completed"))
+            self._finish(decision, "completed", now_s)
+
+    def _finish(self, decision: Decision, reason: FinishReason, now_s: float) -> None:
+        """The run ends; what is committed stays."""
+        if self.state.finished is None:
+            self._record(decision, RunFinished(reason=reason, finished_s=now_s))
+            decision.effects.append(AnnounceFinish(version=self.state.version, reason=reason))
+
+    def _out_of_budget(self, current: Round) -> bool:
+        """Whether so many have spent their privacy budget that all who ever took part can't make a round any more.
+
+        A budget doesn't come back by waiting, unlike a participant. Who hasn't taken part yet isn't waited for.
+        """
+        spent = {
+            name for name, seat in current.seats.items() if (seat.outcome, seat.code) == ("declined", BUDGET_EXHAUSTED)
+        }
+        seen = self._available.union(*(item.seats for item in self.state.rounds))
+        return current.purpose == "train" and bool(spent) and len(seen - spent) < self.spec.min_updates
 
     def _open(self, decision: Decision, purpose: Purpose, now_s: float) -> None:
         if len(self._available) < (self.spec.min_participants if purpose == "train" else 1):

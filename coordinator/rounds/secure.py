@@ -27,6 +27,7 @@ from coordinator.rounds.facts import (
     AttemptOpened,
     EvaluationClosed,
     Excuse,
+    FinishReason,
     RoundSealed,
     SeatOpened,
     SumRevealed,
@@ -164,7 +165,9 @@ class SecureRounds(SynchronousRounds):
         current = self.state.open_round()
         if current is not None and not current.sealed and self._holds(current, name, task_id):
             self._excuse(decision, current, name, outcome, error.code, error.message)
-            if self.attempt is not None:
+            if self._out_of_budget(current):
+                self._finish(decision, "out of budget", now_s)
+            elif self.attempt is not None:
                 reason = f"{name} {outcome} the task: {error.code}: {error.message}"
                 self._take(decision, self.attempt.excuse(name, reason, now_s), now_s)
         return decision
@@ -241,8 +244,13 @@ class SecureRounds(SynchronousRounds):
     def stop(self, now_s: float) -> Decision:
         """The operator ends the run: an open attempt is given up, so that nothing of it is ever revealed."""
         decision = Decision()
+        self._finish(decision, "stopped", now_s)
+        return decision
+
+    def _finish(self, decision: Decision, reason: FinishReason, now_s: float) -> None:
         if self.attempt is not None:
-            effects = self.attempt.abort("stopped", "the operator stopped the run", now_s)
+            why = {"stopped": "the operator stopped the run"}.get(reason, f"the run is {reason}")
+            effects = self.attempt.abort(reason.replace(" ", "-"), why, now_s)
             context = self.attempt.context.hash
             self.attempt = None
             decision.records += [(context, record) for record in effects.records]
@@ -251,10 +259,7 @@ class SecureRounds(SynchronousRounds):
                 for item in effects.effects
                 if isinstance(item, Tell)
             ]
-        ended = super().stop(now_s)
-        decision.facts += ended.facts
-        decision.effects += ended.effects
-        return decision
+        super()._finish(decision, reason, now_s)
 
     # ---- what the machine says of itself --------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from participant.privacy_audit.canaries import Canaries, CanaryTask
 from participant.privacy_audit.recorder import Recorder, Watched, noise_shares, watch_shared
 from participant.privacy_audit.verdicts import Finding, examine, faults
 from participant.training.private.checks import check_decomposes, freeze_unused
-from participant.training.private.engine import RecordGradients
+from participant.training.private.engine import RecordGradients, trained_layers
 from participant.training.private.loop import Keys, PrivateTraining
 from participant.training.private.population import Population
 from privacy.accounting.accountant import epsilon
@@ -110,7 +110,7 @@ def audit_training(
     audited = CanaryTask(task, chosen, run.privacy.clip_norm)
     model = audited.build_model(run.rounds.seed)
     dimension = freeze_unused(model, audited)
-    plan = _plan(run, config, audited, dimension)
+    plan = _plan(run, config, audited, dimension, len(trained_layers(model)))
     check_decomposes(model, audited, RecordGradients(model, rule=plan.rule), Population(audited, plan.unit))
     count = min(steps, plan.steps)
     audited.seen.clear()
@@ -183,7 +183,7 @@ def guesses(plan: PrivacyPlan, steps: int, canaries: int) -> int:
     return best
 
 
-def _plan(run: RunPlan, config: LearningConfig, task: CanaryTask, dimension: int) -> PrivacyPlan:
+def _plan(run: RunPlan, config: LearningConfig, task: CanaryTask, dimension: int, layers: int) -> PrivacyPlan:
     """The site's plan, for its own number of records and the model with the canaries' tables."""
     base = task.base
     unit = Unit.RECORD if base.persons is None else Unit.PERSON
@@ -196,6 +196,7 @@ def _plan(run: RunPlan, config: LearningConfig, task: CanaryTask, dimension: int
         batch_size=config.training.batch_size,
         steps_per_round=config.training.steps(base.examples),
         dimension=dimension,
+        layers=layers,
         group_factor=people.factor,
     )
 

@@ -30,10 +30,11 @@ from core_model import (
 )
 from core_model.manifest import Vector
 from core_model.tasks import RetrievalTask
+from participant.privacy import History
 from participant.training.optimizer import learning_rate, make_optimizer
 from participant.training.private.optimizers import WeightAverage
 from participant.training.private.rounds import Integers, PrivateRounds
-from privacy.accounting.events import Placement
+from privacy.accounting.events import Event, Placement, merged
 from privacy.mechanisms.plan import PrivacyPlan
 from wire import RunPlan
 
@@ -49,13 +50,14 @@ class TrainingResult:
     """An update float32 [d], the number of examples behind it, and the means of what the steps reported.
 
     Where the update carries a share of a noise, it is ``share``, int32 [d], and ``update`` is empty. Private training
-    reports no metrics.
+    reports no metrics; ``released`` is what it has cost, where noise is added at the record.
     """
 
     update: Vector
     examples: int
     metrics: dict[str, float]
     share: Integers | None = None
+    released: tuple[Event, ...] = ()
 
     @property
     def content(self) -> memoryview:
@@ -144,6 +146,7 @@ class LocalTrainer:
         rounds: int,
         progress: Callable[[int, int], None],
         cancelled: Callable[[], bool],
+        history: History | None = None,
     ) -> TrainingResult:
         """Train from ``base`` float32 [d] for one round.
 
@@ -154,6 +157,7 @@ class LocalTrainer:
             rounds: Rounds planned, for the learning-rate schedule.
             progress: Called after each step with (steps done, steps in all).
             cancelled: Asked before each step.
+            history: Where training is private: what the ledger knows of the run.
 
         Raises:
             TrainingCancelled: If ``cancelled()`` returned True.
@@ -162,7 +166,7 @@ class LocalTrainer:
         """
         self._manifest.check(base)
         if self._private is not None and self._private.plan.placement is not Placement.PARTICIPANT:
-            return self._train_privately(self._private, base, round_number, rounds, progress, cancelled)
+            return self._train_privately(self._private, base, round_number, rounds, progress, cancelled, history)
         settings = self._config.training
         steps = settings.steps(self.examples)
         stream = derive(seed, "round", round_number, "participant", self._name)
@@ -209,21 +213,29 @@ class LocalTrainer:
         rounds: int,
         progress: Callable[[int, int], None],
         cancelled: Callable[[], bool],
+        history: History | None,
     ) -> TrainingResult:
         """Noise is drawn afresh each time: the same round twice gives two updates."""
         # Dropout, too, needs a seed that nobody knows: with a known one, who is in a batch decides about others' masks.
         with self._prepared(base, int.from_bytes(os.urandom(7), "big")) as model:
             update = private.train(
-                model, base, round_number=round_number, rounds=rounds, progress=progress, cancelled=cancelled
+                model,
+                base,
+                round_number=round_number,
+                rounds=rounds,
+                progress=progress,
+                cancelled=cancelled,
+                history=history,
             )
+        released = tuple(merged(private.released))
         if update is None:
             raise TrainingCancelled(f"round {round_number}")
         if update.dtype == np.int32:
-            return TrainingResult(_NONE, self.examples, {}, update.astype(np.int32, copy=False))
+            return TrainingResult(_NONE, self.examples, {}, update.astype(np.int32, copy=False), released)
         update = update.astype(np.float32, copy=False)
         if not np.isfinite(update).all():
             raise self._not_finite("update", round_number, private.plan.steps_per_round)
-        return TrainingResult(update, self.examples, {})
+        return TrainingResult(update, self.examples, {}, released=released)
 
     def evaluate(self, base: Vector) -> Evaluation:
         """Score ``base`` float32 [d] on the institution's held-out examples; figures that aren't finite are left out.

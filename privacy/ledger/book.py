@@ -19,6 +19,9 @@ from privacy.ledger.chain import FIRST, entry_hash, read, write
 from privacy.ledger.entries import LedgerError, SignedEntry
 from privacy.secure_aggregation.keys import SigningKey
 
+BUDGET_EXHAUSTED: Final = "budget-exhausted"
+"""The code of a task that would cost more than is left."""
+
 # Two roundings of the same number, no more.
 _EQUAL: Final = 1e-9
 
@@ -316,7 +319,7 @@ class Book:
         now = self.balance(data.name)
         needed = after - now.committed
         raise BudgetError(
-            "budget-exhausted",
+            BUDGET_EXHAUSTED,
             f"round {job.round} of run {job.run_id} needs epsilon {needed:.4g} more of {data.name} at delta "
             f"{data.delta:g}, and {now.left:.4g} is left: the budget is {data.epsilon:g}, {now.spent:.4g} is spent and "
             f"{now.reserved:.4g} reserved",
@@ -407,7 +410,14 @@ class Book:
 
 
 def _at_most(final: Sequence[Event], charged: Sequence[Event]) -> bool:
-    """Whether each final release stands for a charged one that was at least as revealing, and there are any."""
+    """Whether the final releases reveal no more than the charged ones, and there are any.
+
+    Gaussian releases without sampling are together one release, with their inverse variances added up. Others are
+    compared one by one: each final one stands for a charged one that was at least as revealing.
+    """
+    if final and all(event.sampling_rate == 1.0 for event in (*final, *charged)):
+        # Sums that are equal but for rounding are.
+        return _inverse_variance(final) <= _inverse_variance(charged) * (1 + _EQUAL)
 
     def dearest_first(event: Event) -> tuple[float, float]:
         return -event.sampling_rate, event.noise_multiplier
@@ -428,3 +438,7 @@ def _at_most(final: Sequence[Event], charged: Sequence[Event]) -> bool:
             free[place] -= taken
             place += free[place] == 0
     return bool(final)
+
+
+def _inverse_variance(events: Sequence[Event]) -> float:
+    return math.fsum(event.count / event.noise_multiplier**2 for event in events)

@@ -7,6 +7,7 @@ it is usually computed, assumes noise that was fixed beforehand. So what may be 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterable
@@ -96,6 +97,28 @@ class NoiseControl:
     def spent(self) -> list[Event]:
         """What was released so far."""
         return list(self._spent)
+
+    def resumed(self, spent: Iterable[Event]) -> NoiseControl:
+        """One that goes on from here by itself, with the ledger's account of what was released."""
+        other = copy.copy(self)
+        other._spent = merged(list(spent))
+        return other
+
+    def most(self, steps: int) -> list[Event]:
+        """What so many steps may cost at most, to be reserved; nothing if there is no room for a single one.
+
+        Where there isn't room for all of them with the least noise, releases without sampling get all that is left of
+        the filter's budget, as one release: they add up to it (see :class:`~privacy.accounting.filters.GdpFilter`).
+        """
+        least = dataclasses.replace(self._event(self._rule.lowest * self._planned), count=steps)
+        if self._guard.allows(self._spent, least):
+            return [least]
+        if not self._guard.allows(self._spent, self._event(self._rule.highest * self._planned)):
+            return []
+        if isinstance(self._guard, RdpFilter):
+            return [least]
+        left = self._guard.budget - self._guard.spent(self._spent)
+        return [self._event(left**-0.5)]
 
     def multiplier(self) -> float | None:
         """The noise multiplier of the next step, to be accounted; None if the budget is exhausted.

@@ -180,10 +180,11 @@ class PrivacyPlan:
         return range((number - 1) * self.steps_per_round, number * self.steps_per_round)
 
     def round_events(self, number: int) -> list[Event]:
-        """What round ``number`` (from 1) costs, or costs again if it is repeated; where noise follows, at most."""
-        least = 1.0 if self.noise is None else self.noise.lowest
-        steps = [self._step(step, least * self.step(step).noise_multiplier) for step in self.round_steps(number)]
-        return merged([step.event for step in steps])
+        """What round ``number`` (from 1) costs, or costs again if it is repeated.
+
+        Where noise follows what is released that isn't known beforehand: see ``NoiseControl.most``.
+        """
+        return merged([self.step(step).event for step in self.round_steps(number)])
 
     def survivors_events(self, number: int, honest: int) -> list[Event]:
         """What round ``number`` has cost, given how many honest sites' shares its published sum holds.

@@ -425,6 +425,11 @@ def check_records(
             )
 
 
+def trained_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that have trained parameters of their own: what clipping by layers clips by itself."""
+    return _layers([(name, p) for name, p in model.named_parameters() if p.requires_grad])[1]
+
+
 def _layers(named: Sequence[tuple[str, nn.Parameter]]) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """The trained parameters by the module that owns them."""
     layer_of: dict[str, list[int]] = {}

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+import dataclasses
+from collections.abc import Callable
 
 from torch import nn
 
 from core_model import LearningConfig, Manifest, difference
 from core_model.manifest import Vector
 from core_model.tasks.base import LearningTask
-from participant.privacy import site_plan
+from participant.privacy import History, site_plan
 from participant.training.private.checks import freeze_unused
+from participant.training.private.engine import trained_layers
 from participant.training.private.loop import ClipState, Integers, PrivateTraining, participant_share
 from participant.training.private.population import Population
 from privacy.accounting.events import Event, Placement, Unit
+from privacy.mechanisms.adaptive import NoiseControl
 from privacy.mechanisms.plan import PrivacyPlan
 from wire import RunPlan
 
 __all__ = ["Integers", "PrivateRounds"]
+
+
+@dataclasses.dataclass
+class _Followed:
+    """What follows the releases from step to step: the clipping norm and, where it isn't planned, the noise."""
+
+    clip: ClipState
+    control: NoiseControl | None
 
 
 class PrivateRounds:
@@ -30,20 +42,16 @@ class PrivateRounds:
         config: Its learning tables.
         task: The site's data and loss.
         model: As the trainer keeps it; parameters that the loss doesn't reach are frozen.
-        spent: What the run has released before, where it is taken up again and its noise follows what is released.
 
     Raises:
         PrivacyError: The promise can't be kept with this model, loss or data.
         CoupledLossError: The loss compares records.
     """
 
-    def __init__(
-        self, run: RunPlan, config: LearningConfig, task: LearningTask, model: nn.Module, spent: Iterable[Event] = ()
-    ) -> None:
+    def __init__(self, run: RunPlan, config: LearningConfig, task: LearningTask, model: nn.Module) -> None:
         self._run = run
         self._config = config
         self._task = task
-        self._clip = ClipState(run.privacy.clip_norm)
         placement = Placement(run.privacy.placement)
         whole = placement is Placement.PARTICIPANT
         unit = Unit.PARTICIPANT if whole else Unit.RECORD if task.persons is None else Unit.PERSON
@@ -60,9 +68,12 @@ class PrivateRounds:
             batch_size=config.training.batch_size,
             steps_per_round=config.training.steps(task.examples),
             dimension=sum(trainable.values()) if self._noised is not None else dimension,
+            layers=len(trained_layers(model)),
             group_factor=1 if whole else people.factor,
         )
-        self._control = None if self.plan.noise is None else self.plan.control(spent)
+        control = None if self.plan.noise is None else self.plan.control()
+        self._followed = _Followed(ClipState(run.privacy.clip_norm), control)
+        self._trained: tuple[str, _Followed] | None = None
         self.released: list[Event] = []
         if not whole:
             self._training(model).check()
@@ -85,8 +96,12 @@ class PrivateRounds:
         rounds: int,
         progress: Callable[[int, int], None],
         cancelled: Callable[[], bool],
+        history: History | None = None,
     ) -> Vector | Integers | None:
         """The update of a round for noise that is added at the record; None if ``cancelled()`` said to stop.
+
+        Formal Guarantees:
+            What follows the releases goes on from a round only if ``history`` says that its result was paid for.
 
         Args:
             model: Holds ``base``.
@@ -95,6 +110,7 @@ class PrivateRounds:
             rounds: Of the run.
             progress: Called with (steps done, steps in all).
             cancelled: Asked before each step.
+            history: Of the run; without it, all rounds that were trained here count as released.
 
         Returns:
             float32 [d] with local noise, int32 [d] with a share of it.
@@ -105,20 +121,32 @@ class PrivateRounds:
             shared = training.shared_step(self.limit, self._config.training.batch_size)
             progress(1, 1)
             return None if cancelled() else shared
+        followed = self._go_on(history)
         done = training.steps(
             self._config.training,
             round_number=round_number,
             rounds=rounds,
-            clip=self._clip,
+            clip=followed.clip,
             progress=progress,
             cancelled=cancelled,
-            control=self._control,
+            control=followed.control,
         )
         if not done:
             return None
+        self._trained = "" if history is None else history.task_id, followed
         update = difference(model, base)
         training.check_untrained(update)
         return update
+
+    def _go_on(self, history: History | None) -> _Followed:
+        """A state for the next round, after all rounds that were paid for."""
+        if self._trained is not None and (history is None or self._trained[0] in history.released):
+            self._followed = self._trained[1]
+        self._trained = None
+        found = copy.deepcopy(self._followed)
+        if found.control is not None and history is not None:
+            found.control = found.control.resumed(history.spent)
+        return found
 
     def share(self, update: Vector) -> Integers:
         """A whole update with this site's share of the noise, for placement PARTICIPANT."""

@@ -121,6 +121,31 @@ def test_a_site_whose_budget_is_spent_leaves_and_the_others_go_on(tmp_path: Path
         assert balance.tasks == 2
 
 
+@pytest.mark.parametrize(("target", "ends"), [(1e-6, False), (1e6, True)], ids=["more noise", "less noise"])
+def test_noise_that_follows_the_releases_keeps_the_budget(target: float, ends: bool, tmp_path: Path) -> None:
+    """Every site's noise goes its own way, bound by a filter; what a ledger counts is what was really released."""
+    settings = config(placement="local", count=6, adaptive_noise=target, sampling_rate=1.0)
+    with Stage(settings, tmp_path / "f") as federation:
+        state = federation.run()
+        outcomes = [{seat.outcome for seat in item.seats.values()} for item in state.rounds if item.seats]
+        # With less noise than planned the budget ends before the run does, and the sites leave in good order.
+        assert outcomes[0] == {"done"} and outcomes[-1] == ({"declined"} if ends else {"done"})
+        for participant in federation.participants.values():
+            [dataset] = participant.ledger.book().data
+            tasks = participant.ledger.book().tasks.values()
+            events = [event for task in tasks if task.phase is Phase.SETTLED for event in task.events]
+            assert len({event.noise_multiplier for event in events}) > 1
+            balance = participant.ledger.balance(dataset)
+            assert (0.99 if ends else 0.5) * 6.0 < balance.committed <= 6.0 * (1 + 1e-9)
+            assert balance.committed < 5.9 or ends
+            assert epsilon(balance.events, 1e-5, "reference") == pytest.approx(balance.committed, rel=0.01)
+
+
+def test_layers_can_be_clipped_by_themselves(tmp_path: Path) -> None:
+    with Stage(config(placement="local", count=1, clipping="layers"), tmp_path / "f") as federation:
+        assert federation.run().version == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "code"),
     [

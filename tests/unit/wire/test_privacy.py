@@ -20,6 +20,8 @@ def config(**privacy: Any) -> FederationConfig:
 
 SHARED = {"placement": "shared", "sampling_rate": 0.05, "epsilon": 3.0, "delta": 1e-6}
 
+FULL = {"placement": "local", "sampling_rate": 1.0}
+
 
 @pytest.mark.parametrize(
     ("fields", "key"),
@@ -30,6 +32,10 @@ SHARED = {"placement": "shared", "sampling_rate": 0.05, "epsilon": 3.0, "delta":
         ({"placement": "local", "quantile": 0.5, "clipping": "automatic"}, "quantile"),
         ({**SHARED, "schedule": "linear", "schedule_end": 0.5}, "schedule"),
         ({"placement": "local", "schedule_end": 0.5}, "schedule_end"),
+        ({**SHARED, "adaptive_noise": 0.1}, "adaptive_noise"),
+        ({"placement": "local", "sampling_rate": 0.5, "adaptive_noise": 0.1}, "adaptive_noise"),
+        ({**FULL, "adaptive_noise": 0.1, "schedule": "linear", "schedule_end": 0.5}, "adaptive_noise"),
+        ({"placement": "participant", "clipping": "layers"}, "clipping"),
         ({"epsilon": 0.0}, "epsilon"),
         ({"delta": 0.0}, "delta"),
         ({"delta": 0.5}, "delta"),

@@ -22,6 +22,7 @@ from coordinator.rounds import (
     to_row,
 )
 from coordinator.rounds.machine import attempt_seed, sample, task_id
+from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
 
 
@@ -252,6 +253,22 @@ def test_a_declined_task_is_no_receipt_and_does_not_hold_up_the_round() -> None:
     decision = bench.take(bench.machine.rejected("c", task_id("run", 1, 1, "c"), "declined", error, 5.0))
     assert receipts(decision) == []
     assert any(isinstance(effect, BeginMerge) for effect in decision.effects)
+
+
+def test_a_run_ends_when_too_few_have_any_budget_left() -> None:
+    """Waiting doesn't bring a budget back; a participant that has only gone away may return."""
+    bench = Bench(min_participants=3, min_updates=2)
+    bench.available("a", "b", "c")
+    spent = RefusedError(BUDGET_EXHAUSTED, "needs 1, and 0.5 is left")
+    bench.take(bench.machine.rejected("a", task_id("run", 1, 1, "a"), "declined", spent, 5.0))
+    bench.take(bench.machine.gone("b", "vanished", "", 6.0))
+    assert bench.machine.state.finished is None, "b may come back"
+    decision = bench.take(bench.machine.rejected("c", task_id("run", 1, 1, "c"), "declined", spent, 7.0))
+    assert bench.machine.state.finished is not None
+    assert bench.machine.state.finished.reason == "out of budget"
+    assert [item.reason for item in decision.effects if isinstance(item, AnnounceFinish)] == ["out of budget"]
+    assert bench.machine.waiting_for() == "The run is out of budget."
+    assert not any(isinstance(item, IssueTask) for item in bench.available("d", at=8.0).effects)
 
 
 def test_a_new_participant_fills_a_round_that_is_short() -> None:

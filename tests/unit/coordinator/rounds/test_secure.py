@@ -18,6 +18,7 @@ from coordinator.rounds import (
     SendReceipt,
     SendStatement,
 )
+from privacy.ledger import BUDGET_EXHAUSTED
 from privacy.secure_aggregation import prekeys
 from privacy.secure_aggregation.statements import Accept, Refused, Result, Signed, kind_of, positions_of
 from privacy.secure_aggregation.summing import line_hash
@@ -341,6 +342,20 @@ def test_where_too_many_cannot_train_all_are_asked_again_with_another_seed() -> 
     world.train(*world.names)
     world.settle()
     world.assert_revealed(world.names)
+
+
+def test_a_secure_run_ends_when_too_few_have_any_budget_left_and_reveals_nothing_of_the_open_sum() -> None:
+    world = started()
+    world.decline("site-002", BUDGET_EXHAUSTED)
+    assert world.state.finished is None
+    world.effects.clear()
+    world.decline("site-001", BUDGET_EXHAUSTED)
+    assert world.state.finished is not None and world.state.finished.reason == "out of budget"
+    assert world.rounds.attempt is None
+    assert not any(isinstance(item, IssueTask | BeginUnmask) for item in world.effects)
+    world.train(*world.names)
+    world.settle()
+    assert world.state.version == 0 and world.state.rounds[0].revealed is None
 
 
 def test_a_decline_of_an_earlier_training_changes_nothing() -> None:

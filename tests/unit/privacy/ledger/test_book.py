@@ -206,6 +206,33 @@ def test_a_settlement_is_matched_release_by_release(final: list[tuple[float, int
     assert caught.value.code == "settle-more"
 
 
+@pytest.mark.parametrize(
+    ("final", "fits"),
+    [
+        ([(2.0, 4)], True),  # four releases that together reveal what the reserved one does
+        ([(1.0, 1)], True),
+        ([(2.0, 3), (8.0, 16)], True),
+        ([(2.0, 4), (100.0, 1)], False),
+        ([(0.99, 1)], False),
+    ],
+)
+def test_releases_without_sampling_are_compared_by_what_they_reveal_together(
+    final: list[tuple[float, int]], fits: bool
+) -> None:
+    ledger = Ledger(budget=50.0)
+    ledger.do(ledger.book.reserve("t1", "scans", JOB, [GaussianEvent(noise_multiplier=1.0)]))
+    ledger.do(ledger.book.charge("t1"))
+    before = ledger.book.balance("scans").spent
+    events = [GaussianEvent(noise_multiplier=sigma, count=count) for sigma, count in final]
+    if fits:
+        ledger.do(ledger.book.settle("t1", events))
+        assert ledger.book.balance("scans").spent <= before + 1e-9
+        return
+    with pytest.raises(LedgerError) as caught:
+        ledger.book.settle("t1", events)
+    assert caught.value.code == "settle-more"
+
+
 def test_lines_that_only_the_site_itself_could_have_written_are_held_to_the_rules_too() -> None:
     plain = [event.plain() for event in cost(1.0)]
     opened = dict(decode(spent().lines[0].body))  # type: ignore[call-overload]

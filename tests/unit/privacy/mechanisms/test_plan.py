@@ -208,8 +208,10 @@ def test_noise_that_follows_is_bound_by_a_filter_of_the_whole_budget() -> None:
     control = plan.control()
     step = plan.controlled_step(0, control)
     assert step is not None and step == plan.step(0)
-    worst = plan.round_events(1)
+    worst = control.most(5)
     assert worst == [GaussianEvent(noise_multiplier=0.5 * plan.multiplier, sampling_rate=0.05, count=5)]
+    many = [GaussianEvent(noise_multiplier=plan.multiplier, sampling_rate=0.05, count=10_000)]
+    assert plan.control(spent=many).most(1) == []
 
 
 def test_the_controlled_steps_of_a_run_end_within_the_budget() -> None:
@@ -218,7 +220,7 @@ def test_the_controlled_steps_of_a_run_end_within_the_budget() -> None:
     number = 0
     while (step := plan.controlled_step(number, control)) is not None:
         assert step.event.noise_multiplier == step.noise_multiplier < step.gradient_multiplier
-        assert step.noise_multiplier >= plan.round_events(1)[0].noise_multiplier * (1 - 1e-12)
+        assert step.noise_multiplier >= 0.5 * plan.multiplier * (1 - 1e-12)
         std = step.gradient_multiplier * plan.sensitivity(1.0)
         control.released(step.noise_multiplier, energy=10_000 * std * std, std=std, dimension=10_000)
         number += 1
@@ -233,6 +235,19 @@ def test_without_sampling_a_gdp_filter_costs_nothing() -> None:
     assert isinstance(plan.guard, GdpFilter)
     assert plan.multiplier == solve(**{**LOCAL, "sampling_rate": 1.0}).multiplier
     assert plan.guard.spent(plan.events()) <= plan.guard.budget
+
+
+def test_what_steps_may_cost_is_reserved_and_never_more_than_is_left() -> None:
+    """All steps with the least noise; towards the end, all that the filter has left, as one release."""
+    plan = solve(**{**LOCAL, "sampling_rate": 1.0}, noise=AdaptiveNoise(lowest=0.5))
+    assert isinstance(plan.guard, GdpFilter)
+    assert plan.control().most(3) == [GaussianEvent(noise_multiplier=0.5 * plan.multiplier, count=3)]
+    spent = [GaussianEvent(noise_multiplier=plan.multiplier, count=plan.steps - 2)]
+    [rest] = plan.control(spent=spent).most(5)
+    assert rest.count == 1
+    assert plan.guard.spent([*spent, rest]) == pytest.approx(plan.guard.budget, rel=1e-12)
+    assert epsilon([*spent, rest], plan.delta) <= 3.0 * (1 + 1e-9)
+    assert plan.control(spent=[*spent, rest]).most(5) == []
 
 
 def test_fixed_noise_has_nothing_to_control() -> None:

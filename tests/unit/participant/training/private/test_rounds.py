@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from core_model import CoupledLossError, LearningConfig, initial_checkpoint
+from participant.privacy import History
 from participant.training import LocalTrainer, TrainingCancelled, TrainingResult
 from participant.training.private import rounds
 from participant.training.private.rounds import PrivateRounds
-from privacy.accounting.events import GaussianEvent, Placement, Unit
+from privacy.accounting.events import Event, GaussianEvent, Placement, Unit
 from privacy.mechanisms.adaptive import AdaptiveNoise
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.plan import PrivacyPlan, solve
@@ -297,11 +299,12 @@ def test_noise_that_follows_stays_within_the_budget_over_rounds_and_restarts(
     assert first is not None
     monkeypatch.setattr(rounds, "site_plan", lambda *args, **fields: following(first.plan))
 
-    def restarted(spent: list[Any]) -> PrivateRounds:
-        return PrivateRounds(first._run, first._config, first._task, where._model, spent)
+    def restarted() -> PrivateRounds:
+        return PrivateRounds(first._run, first._config, first._task, where._model)
 
-    def steps(private: PrivateRounds) -> int:
+    def steps(private: PrivateRounds, spent: Sequence[Event] | None = None) -> int:
         done: list[int] = []
+        history = None if spent is None else History(task_id="t", spent=tuple(spent))
         private.train(
             where._model,
             START,
@@ -309,26 +312,40 @@ def test_noise_that_follows_stays_within_the_budget_over_rounds_and_restarts(
             rounds=3,
             progress=lambda step, total: done.append(step),
             cancelled=lambda: False,
+            history=history,
         )
         return len(done)
 
-    one = restarted([])
+    one = restarted()
     assert [steps(one), steps(one)] == [4, 4] and len(one.released) == 4
-    assert one._control is not None
-    spent = one._control.spent
+    assert one._trained is not None and one._trained[1].control is not None
+    spent = one._trained[1].control.spent
     assert sum(event.count for event in spent) == 8
     most = sum(steps(one) for _ in range(10))
     assert 0 < most < 40, "the filter ends it"
     assert steps(one) == 0 and one.released == []
-    assert 0 < sum(steps(restarted(spent)) for _ in range(1)) <= 4
-    assert steps(restarted([GaussianEvent(noise_multiplier=0.5)])) == 0
+    assert 0 < steps(restarted(), spent) <= 4
+    assert steps(restarted(), [GaussianEvent(noise_multiplier=0.5)]) == 0
+
+
+@pytest.mark.parametrize("paid", [True, False])
+def test_what_follows_the_releases_never_follows_a_round_that_nobody_paid_for(paid: bool, base: Any) -> None:
+    """A round that was called off is given back by the ledger, so nothing may leave that depends on it."""
+    where = site("local", quantile=0.5)
+    before = run_plan("local").privacy.clip_norm
+    train(where, base, history=History(task_id="t1"))
+    assert where._private is not None and where._private._trained is not None
+    after = where._private._trained[1].clip.norm
+    assert after != before
+    train(where, base, history=History(task_id="t2", released=frozenset({"t1"} if paid else ())))
+    assert where._private._followed.clip.norm == (after if paid else before)
 
 
 def test_a_step_without_the_control_that_its_plan_needs_is_refused(custom: Any) -> None:
     where = site("local", custom(), "private_code:data")
     private = where._private
     assert private is not None
-    private._control = following(private.plan).control()
+    private._followed.control = following(private.plan).control()
     with pytest.raises(PrivacyError) as caught:
         train(where, START)
     assert caught.value.code == "plan-inconsistent"

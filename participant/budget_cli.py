@@ -67,15 +67,8 @@ def audit(context: typer.Context, home: _Home = None, as_json: _Json = False) ->
         if book.backwards:
             where = ", ".join(str(number) for number in book.backwards)
             typer.echo(f"The site's clock went back before line {where}. Nothing is decided by the clock.")
-        for row in rows:
-            second = "" if row["prv"] is None else f", PRV {row['prv']:.4g}"
-            verdict = "they agree" if row["agree"] else "THEY DISAGREE"
-            typer.echo(
-                f"{row['dataset']}: epsilon at delta {row['delta']:.3g} by PLD {row['pld']:.4g}, by dp-accounting "
-                f"{row['reference']:.4g}, RDP {row['rdp']:.4g}{second}; {verdict}"
-            )
-    if not all(row["agree"] for row in rows):
-        raise typer.Exit(6)
+        _print_recomputed(rows)
+    _exit_unless_agreed(rows)
 
 
 @app.command()
@@ -106,11 +99,46 @@ def export(
     )
 
 
+@app.command()
+def check(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="An export, of any site.")],
+    key: Annotated[str, typer.Option("--key", help="The site's signing key, as known from elsewhere (hex).")] = "",
+    as_json: _Json = False,
+) -> None:
+    """Check an export: its signatures, its chain and its figures, with independent accountants. No site is needed."""
+    from participant.budget_audit import recompute
+    from participant.budget_report import read_export
+    from wire import ConfigError
+
+    _, as_json = _given(context, None, as_json)
+    try:
+        known = bytes.fromhex(key) if key else None
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}", "Name the file of an export.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} isn't an export, or --key no hexadecimal key: {error}") from None
+    book = read_export(body, key=known)
+    rows = [recompute(book, name) for name in sorted(book.data)]
+    if as_json:
+        facts = {"site": book.site, "key": book.public.hex(), "lines": book.count, "head": book.head.hex()}
+        typer.echo(json.dumps({**facts, "datasets": rows}, sort_keys=True))
+    else:
+        trust = "as you know it" if known is not None else "compare it with what the site told you"
+        typer.echo(
+            f"{book.count} lines follow each other and are signed by {book.site} with {book.public.hex()} ({trust})."
+        )
+        _print_recomputed(rows)
+    _exit_unless_agreed(rows)
+
+
 @app.command("set")
 def set_budget(
     context: typer.Context,
     epsilon: Annotated[float, typer.Option("--epsilon", help="What each data set may pay in all.")],
     delta: Annotated[float, typer.Option("--delta", help="0 takes a tenth of 1 / records, at most 1e-5.")] = 0.0,
+    data: Annotated[str, typer.Option("--data", help="Of this data set only; the site's rule for others stays.")] = "",
     home: _Home = None,
     as_json: _Json = False,
 ) -> None:
@@ -126,23 +154,24 @@ def set_budget(
     changed = dataclasses.replace(site, config=site.config.model_copy(update={"privacy": wanted}))
     try:
         book = ledger.book()
-        deltas = {name: changed.rules.privacy.delta_for(data.records) for name, data in sorted(book.data.items())}
+        names = [book.dataset(data).name] if data else sorted(book.data)
+        deltas = {name: changed.rules.privacy.delta_for(book.data[name].records) for name in names}
         # Asked of all before any is changed, so that a refusal leaves everything as it was.
         for decide in (book.open_dataset, ledger.open_dataset):
             for name, for_it in deltas.items():
-                data = book.data[name]
-                decide(name, records=data.records, unit=data.unit, epsilon=epsilon, delta=for_it)
+                known = book.data[name]
+                decide(name, records=known.records, unit=known.unit, epsilon=epsilon, delta=for_it)
         book = ledger.book()
-        rows = [data_row(book, name) for name in sorted(book.data)]
+        rows = [data_row(book, name) for name in names]
     finally:
         ledger.close()
-    changed.save()
+    if not data:
+        changed.save()
     if as_json:
         typer.echo(json.dumps({"epsilon": epsilon, "delta": delta, "datasets": rows}, sort_keys=True))
         return
-    typer.echo(
-        f"Each data set of this site may pay epsilon {epsilon:g}. A running participant takes it up at its restart."
-    )
+    which = data or "Each data set of this site"
+    typer.echo(f"{which} may pay epsilon {epsilon:g}. A running participant takes it up at its restart.")
     _print_rows(rows)
 
 
@@ -165,6 +194,21 @@ def _open(home: Path) -> tuple[Site, BudgetLedger]:
 
     site = Site.load(home.expanduser())
     return site, BudgetLedger(site.folder / LEDGER, site.signing_key, site=site.name)
+
+
+def _print_recomputed(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        second = "" if row["prv"] is None else f", PRV {row['prv']:.4g}"
+        verdict = "they agree" if row["agree"] else "THEY DISAGREE"
+        typer.echo(
+            f"{row['dataset']}: epsilon at delta {row['delta']:.3g} by PLD {row['pld']:.4g}, by dp-accounting "
+            f"{row['reference']:.4g}, RDP {row['rdp']:.4g}{second}; {verdict}"
+        )
+
+
+def _exit_unless_agreed(rows: list[dict[str, Any]]) -> None:
+    if not all(row["agree"] for row in rows):
+        raise typer.Exit(6)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

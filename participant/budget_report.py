@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from privacy.accounting.accountant import COARSE, epsilon
 from privacy.accounting.events import Unit
-from privacy.ledger import Book, Phase, SignedEntry
-from privacy.secure_aggregation.keys import SigningKey
+from privacy.ledger import Book, LedgerError, Phase, SignedEntry
+from privacy.secure_aggregation.keys import SigningKey, verify
 
 FORMAT: Final = "fedloom/ledger-export/2"
 
@@ -109,5 +109,43 @@ def export(book: Book, lines: Sequence[SignedEntry], federation: str, key: Signi
         "datasets": [data_row(book, name) for name in sorted(book.data)],
         "lines": [{"body": item.body.hex(), "signature": item.signature.hex()} for item in lines],
     }
-    signed = json.dumps(body, sort_keys=True, separators=(",", ":")).encode("utf-8")
-    return {**body, "signature": key.sign(signed).hex()}
+    return {**body, "signature": key.sign(_signed(body)).hex()}
+
+
+def read_export(body: Any, *, key: bytes | None = None) -> Book:
+    """The ledger of an export, after all of its signatures, its chain and its figures have been checked.
+
+    Args:
+        body: What stands in the file.
+        key: The site's signing key as it is known from elsewhere, 32 bytes; without it, the export's own counts.
+
+    Raises:
+        LedgerError: "export-invalid" naming what is wrong; "ledger-broken" naming the line.
+    """
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise _invalid(f"it isn't of the format {FORMAT}")
+    try:
+        public, head = bytes.fromhex(body["signing_key"]), bytes.fromhex(body["head"])
+        signature = bytes.fromhex(body["signature"])
+        lines = [SignedEntry(bytes.fromhex(it["body"]), bytes.fromhex(it["signature"])) for it in body["lines"]]
+        book = Book(str(body["site"]), public)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _invalid(f"a field is missing or can't be read: {error}") from None
+    if key is not None and key != public:
+        raise _invalid(f"it is signed with the key {public.hex()}, and the site's is {key.hex()}")
+    if not verify(public, signature, _signed({name: value for name, value in body.items() if name != "signature"})):
+        raise _invalid("its signature isn't that of its site over what stands in it")
+    book.follow(lines)
+    if book.head != head:
+        raise _invalid("lines are missing at its end")
+    if body["datasets"] != [data_row(book, name) for name in sorted(book.data)]:
+        raise _invalid("its figures aren't those of its lines")
+    return book
+
+
+def _signed(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("utf-8")
+
+
+def _invalid(what: str) -> LedgerError:
+    return LedgerError("export-invalid", f"the export can't be relied on: {what}", "Ask the site for a new one.")

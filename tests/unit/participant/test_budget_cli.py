@@ -56,7 +56,8 @@ class Shell:
         self._capsys = capsys
 
     def run(self, *arguments: str, status: int = 0) -> tuple[str, str]:
-        assert fedloom.main(["participant", "budget", *arguments, *self._home]) == status
+        home = () if arguments[:1] == ("check",) else self._home  # which needs no site
+        assert fedloom.main(["participant", "budget", *arguments, *home]) == status
         read = self._capsys.readouterr()
         assert "Traceback" not in read.err
         return read.out, read.err
@@ -161,6 +162,37 @@ def test_export_can_be_checked_without_our_code(shell: Shell, spent: Site, tmp_p
     assert [event["kind"] for event in body["datasets"][0]["events"]] == ["gaussian/1"]
 
 
+def test_an_export_is_checked_by_anyone(shell: Shell, spent: Site, tmp_path: Path) -> None:
+    path = tmp_path / "export.json"
+    shell.run("export", str(path))
+    found = shell.json("check", str(path), "--key", spent.signing_key.public.hex())
+    assert found["lines"] == 7 and found["datasets"] == shell.json("audit")["datasets"]
+    assert "compare it with" in shell.run("check", str(path))[0]
+    body = json.loads(path.read_text())
+
+    def refused(changed: object, *more: str, status: int = 6) -> str:
+        other = tmp_path / "other.json"
+        other.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+        return shell.run("check", str(other), *more, status=status)[1]
+
+    assert "site's is" in refused(body, "--key", "00" * 32)
+    assert "isn't that of its site" in refused({**body, "statement": "All is well."})
+    assert "isn't that of its site" in refused({**body, "lines": body["lines"][:-1]})
+    assert "format" in refused({**body, "format": "another/1"})
+    assert "can't be read" in refused({**body, "lines": [{"body": "zz"}]})
+    assert "isn't an export" in refused("{", status=3)
+    assert "can't be read" in shell.run("check", str(tmp_path / "nowhere"), status=3)[1]
+    # A site that signs figures which don't follow from its lines is found out, too.
+    for lie, words in (
+        ({"datasets": []}, "figures"),
+        ({"lines": body["lines"][:-1]}, "missing at its end"),
+        ({"lines": body["lines"][1:]}, "line 0"),
+    ):
+        rest = {name: value for name, value in {**body, **lie}.items() if name != "signature"}
+        signed = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
+        assert words in refused({**rest, "signature": spent.signing_key.sign(signed).hex()})
+
+
 def test_export_to_a_place_that_cannot_be_written(shell: Shell, tmp_path: Path) -> None:
     _, err = shell.run("export", str(tmp_path / "nowhere" / "x.json"), status=3)
     assert "can't be written" in err
@@ -175,6 +207,15 @@ def test_the_administrator_changes_the_budget(shell: Shell, spent: Site) -> None
     out, _ = shell.run("set", "--epsilon", "7", "--delta", "1e-6")
     assert "epsilon 7" in out
     assert shell.json("audit")["lines"] == 8  # nothing changed, nothing is written
+
+
+def test_one_data_set_gets_a_budget_of_its_own(shell: Shell, spent: Site) -> None:
+    before = Site.load(spent.folder).config.privacy.epsilon
+    (name,) = [row["dataset"] for row in shell.json()["datasets"]]
+    (row,) = shell.json("set", "--epsilon", "7", "--data", name)["datasets"]
+    assert row["epsilon"] == 7.0
+    assert Site.load(spent.folder).config.privacy.epsilon == before
+    assert "knows no data set" in shell.run("set", "--epsilon", "7", "--data", "nowhere", status=6)[1]
 
 
 def test_a_budget_under_what_was_spent_leaves_nothing(shell: Shell) -> None:

@@ -9,6 +9,7 @@ from participant.ledger import BudgetLedger
 from participant.privacy import History
 from participant.rules import PrivacyRules
 from participant.work import Job
+from privacy.accounting.accountant import epsilon
 from privacy.accounting.events import Event, Unit, merged
 from privacy.ledger import BUDGET_EXHAUSTED, BudgetError, JobInfo, Phase, SignedReceipt, Spending
 from privacy.mechanisms.plan import PrivacyPlan
@@ -120,21 +121,25 @@ class SiteBudget:
         """What a task may cost.
 
         Raises:
-            BudgetError: "budget-exhausted" where noise follows what is released, and the run's filter ends it.
+            BudgetError: "budget-exhausted" where the run goes on until its epsilon is used up, and it is.
         """
-        plan = run.plan
-        if plan.noise is None:
-            return plan.round_events(job.round)
+        plan, most = run.plan, run.plan.round_events(job.round)
+        exhausting = run.run.privacy.schedule == "until-exhausted"
+        if plan.noise is None and not exhausting:
+            return most
         known = self._ledger.book().tasks.get(job.task_id)
         if known is not None and known.phase is not Phase.RETURNED:
             return list(known.reserved)
         spent = [event for task in self._paid(job) for event in task.events]
-        most = plan.control(spent).most(plan.steps_per_round)
+        if plan.noise is not None:
+            most = plan.control(spent).most(plan.steps_per_round)
+        elif epsilon([*spent, *most], plan.delta) > run.run.privacy.epsilon:
+            most = []
         if not most:
             raise BudgetError(
                 BUDGET_EXHAUSTED,
-                f"run {job.run_id} has used up its epsilon of {plan.epsilon:g} at this site",
-                "Nothing was trained. The noise of this run follows what is released, and so does when it ends.",
+                f"run {job.run_id} has used up its epsilon of {run.run.privacy.epsilon:g} at this site",
+                "Nothing was trained. Such a run ends here when its epsilon is used up, whatever other rounds it has.",
             )
         return most
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from privacy.accounting.events import Event, Placement, Unit
 from privacy.mechanisms.adaptive import AdaptiveNoise
@@ -62,7 +63,8 @@ def site_plan(
     spec, shared = run.privacy, run.shared_noise
     placement = Placement(spec.placement)
     rate = spec.sampling_rate or min(1.0, batch_size / max(records, 1))
-    return solve(
+    solved = functools.partial(
+        solve,
         unit=unit,
         placement=placement,
         target_epsilon=spec.epsilon,
@@ -71,14 +73,18 @@ def site_plan(
         records=run.rounds.min_participants if placement is Placement.PARTICIPANT else units,
         sampling_rate=1.0 if placement is Placement.PARTICIPANT else rate,
         clip_norm=spec.clip_norm,
-        rounds=run.rounds.count,
         steps_per_round=steps_per_round if placement is Placement.LOCAL else 1,
         dimension=dimension,
         rule=ClippingRule.layers(layers) if spec.clipping == "layers" else ClippingRule(kind=spec.clipping),
         group_factor=group_factor if placement is not Placement.PARTICIPANT else 1,
-        schedule=NoiseSchedule(kind=spec.schedule, end=spec.schedule_end),
+        schedule=None
+        if spec.schedule == "until-exhausted"
+        else NoiseSchedule(kind=spec.schedule, end=spec.schedule_end),
         multiplier=shared.multiplier if shared is not None else spec.noise_multiplier,
         adaptive=QuantileClipping(target=spec.quantile) if spec.quantile else None,
         share=None if shared is None else Share(std=shared.share_std, honest=shared.honest, grid=shared.grid),
         noise=AdaptiveNoise(target=spec.adaptive_noise) if spec.adaptive_noise else None,
     )
+    if spec.schedule == "until-exhausted" and (plan := solved(rounds=None)).rounds < run.rounds.count:
+        return plan
+    return solved(rounds=run.rounds.count)

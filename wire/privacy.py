@@ -51,8 +51,10 @@ class PrivacySpec(Frozen):
         description="Let the clipping norm follow this quantile of the gradients' norms (Andrew et al. 2019), "
         "privately; 0 keeps clip_norm. For local noise.",
     )
-    schedule: Literal["constant", "linear", "exponential", "step", "spend-later"] = Field(
-        default="constant", description="How the noise changes over the run; solved for epsilon before it starts."
+    schedule: Literal["constant", "linear", "exponential", "step", "spend-later", "until-exhausted"] = Field(
+        default="constant",
+        description="How the noise changes over the run; solved for epsilon before it starts. until-exhausted: it "
+        "stays at noise_multiplier, and each site takes part for as many of the rounds as epsilon lasts.",
     )
     schedule_end: float = Field(
         default=1.0, gt=0.0, le=100.0, description="Noise of the last step relative to the first."
@@ -102,7 +104,9 @@ class PrivacySpec(Frozen):
             raise ValueError("sampling_rate: with noise for participants every site takes part; leave it out")
         if self.quantile and self.placement != "local":
             raise ValueError('quantile: only placement = "local" can let the clipping norm follow the data')
-        if self.distributed and self.schedule != "constant":
+        if self.schedule == "until-exhausted" and not self.noise_multiplier:
+            raise ValueError("noise_multiplier: how long epsilon lasts depends on it; give one, for example 1.0")
+        if self.distributed and self.schedule not in ("constant", "until-exhausted"):
             raise ValueError('schedule: only placement = "local" can change the noise over the run')
         if self.adaptive_noise:
             if self.placement != "local":
@@ -115,8 +119,8 @@ class PrivacySpec(Frozen):
             raise ValueError("quantile: automatic clipping has no norm that could follow the data")
         if self.placement == "participant" and self.clipping != "flat":
             raise ValueError(f"clipping: a site's whole update is clipped as one; {self.clipping!r} is for records")
-        if self.schedule == "constant" and self.schedule_end != 1.0:
-            raise ValueError("schedule_end: a constant schedule ends as it begins; choose another schedule")
+        if self.schedule in ("constant", "until-exhausted") and self.schedule_end != 1.0:
+            raise ValueError(f"schedule_end: the schedule {self.schedule!r} ends as it begins; choose another one")
         return self
 
     @property

@@ -141,6 +141,24 @@ def test_noise_that_follows_the_releases_keeps_the_budget(target: float, ends: b
             assert epsilon(balance.events, 1e-5, "reference") == pytest.approx(balance.committed, rel=0.01)
 
 
+@pytest.mark.parametrize("placement", ["local", "shared"])
+def test_a_run_goes_on_until_its_epsilon_is_used_up(placement: str, tmp_path: Path) -> None:
+    noise = {"schedule": "until-exhausted", "noise_multiplier": 2.0, "sampling_rate": 1.0}
+    with Stage(config(placement=placement, count=100, **noise), tmp_path / "f") as federation:
+        state = federation.run()
+        assert state.finished is not None and state.finished.reason == "out of budget"
+        assert 2 < state.version < 100
+        for participant in federation.participants.values():
+            [dataset] = participant.ledger.book().data
+            plan = participant.agent._prepared.privacy  # type: ignore[union-attr]
+            assert plan is not None
+            events = [event for task in participant.ledger.book().tasks.values() for event in task.events]
+            if placement == "local":  # a shared sum is settled for more noise, and lasts longer
+                assert plan.rounds == state.version
+                assert epsilon([*events, *plan.round_events(1)], 1e-5) > 6.0 >= epsilon(events, 1e-5)
+            assert participant.ledger.balance(dataset).committed <= 6.0
+
+
 def test_layers_can_be_clipped_by_themselves(tmp_path: Path) -> None:
     with Stage(config(placement="local", count=1, clipping="layers"), tmp_path / "f") as federation:
         assert federation.run().version == 1

@@ -36,6 +36,11 @@ FULL = {"placement": "local", "sampling_rate": 1.0}
         ({"placement": "local", "sampling_rate": 0.5, "adaptive_noise": 0.1}, "adaptive_noise"),
         ({**FULL, "adaptive_noise": 0.1, "schedule": "linear", "schedule_end": 0.5}, "adaptive_noise"),
         ({"placement": "participant", "clipping": "layers"}, "clipping"),
+        ({"placement": "local", "schedule": "until-exhausted"}, "noise_multiplier"),
+        (
+            {"placement": "local", "schedule": "until-exhausted", "noise_multiplier": 1.0, "schedule_end": 0.5},
+            "schedule_end",
+        ),
         ({"epsilon": 0.0}, "epsilon"),
         ({"delta": 0.0}, "delta"),
         ({"delta": 0.5}, "delta"),

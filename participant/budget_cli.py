@@ -189,11 +189,11 @@ def _given(context: typer.Context, home: Path | None, as_json: bool) -> tuple[Pa
 
 
 def _open(home: Path) -> tuple[Site, BudgetLedger]:
-    from participant.ledger import BudgetLedger
-    from participant.site import LEDGER, Site
+    from participant.ledger import open_ledger
+    from participant.site import Site
 
     site = Site.load(home.expanduser())
-    return site, BudgetLedger(site.folder / LEDGER, site.signing_key, site=site.name)
+    return site, open_ledger(site)
 
 
 def _print_recomputed(rows: list[dict[str, Any]]) -> None:

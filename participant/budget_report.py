@@ -9,6 +9,7 @@ from typing import Any, Final
 from privacy.accounting.accountant import COARSE, epsilon
 from privacy.accounting.events import Unit
 from privacy.ledger import Book, LedgerError, Phase, SignedEntry
+from privacy.ledger.chain import first_key
 from privacy.secure_aggregation.keys import SigningKey, verify
 
 FORMAT: Final = "fedloom/ledger-export/2"
@@ -21,7 +22,8 @@ STATEMENT: Final = (
 _CHECK: Final = (
     "signature is Ed25519 by signing_key over the UTF-8 bytes of everything but 'signature' as JSON with sorted keys "
     "and no spaces (Python: json.dumps(rest, sort_keys=True, separators=(',', ':'))). Each line's body is signed by "
-    "the same key and names SHA-256 of 'fedloom/ledger/line' and the body before it; head is that of the last body."
+    "the same key, or by an earlier one up to a line of kind 'key' that names its successor, and names SHA-256 of "
+    "'fedloom/ledger/line' and the body before it; head is that of the last body."
 )
 _WHO: Final = {
     Unit.RECORD: "one record",
@@ -128,7 +130,7 @@ def read_export(body: Any, *, key: bytes | None = None) -> Book:
         public, head = bytes.fromhex(body["signing_key"]), bytes.fromhex(body["head"])
         signature = bytes.fromhex(body["signature"])
         lines = [SignedEntry(bytes.fromhex(it["body"]), bytes.fromhex(it["signature"])) for it in body["lines"]]
-        book = Book(str(body["site"]), public)
+        book = Book(str(body["site"]), first_key(lines, public))
     except (KeyError, TypeError, ValueError) as error:
         raise _invalid(f"a field is missing or can't be read: {error}") from None
     if key is not None and key != public:
@@ -136,7 +138,7 @@ def read_export(body: Any, *, key: bytes | None = None) -> Book:
     if not verify(public, signature, _signed({name: value for name, value in body.items() if name != "signature"})):
         raise _invalid("its signature isn't that of its site over what stands in it")
     book.follow(lines)
-    if book.head != head:
+    if (book.head, book.public) != (head, public):
         raise _invalid("lines are missing at its end")
     if body["datasets"] != [data_row(book, name) for name in sorted(book.data)]:
         raise _invalid("its figures aren't those of its lines")

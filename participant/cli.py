@@ -120,14 +120,14 @@ def run(
 
 async def _run(site: Site, *, once: bool) -> Finished | None:
     from participant.daemon import Daemon
-    from participant.ledger import BudgetLedger
-    from participant.site import BLOBS, JOURNAL, LEDGER
+    from participant.ledger import open_ledger
+    from participant.site import BLOBS, JOURNAL
     from participant.store import ParticipantStore
     from wire import BlobStore, software, until_stopped
 
     store = ParticipantStore(site.folder / JOURNAL)
     blobs = BlobStore(site.folder / BLOBS, reserve_bytes=site.config.reserve_mb << 20)
-    ledger = BudgetLedger(site.folder / LEDGER, site.signing_key, site=site.name)
+    ledger = open_ledger(site)
     daemon = Daemon(site, store, blobs, ledger, software=software())
     try:
         return await until_stopped(daemon.run(once=once))

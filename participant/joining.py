@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 
+from participant.ledger import keep_key, ledger_lines, open_ledger
 from participant.membership import PinnedMembers
 from participant.site import CONFIG, JOURNAL, Site, SiteConfig
 from participant.store import ParticipantStore
@@ -58,7 +59,7 @@ async def join(
         data: Its data source.
         allow: Entry points that a plan may name.
         root: The federation root's public key as the consortium told it to the site, 32 bytes; the token's if None.
-        replace: Join anew, with new keys, from a folder that has joined already.
+        replace: Join anew, with new keys, from a folder that has joined already; its privacy ledger goes on.
         allow_plain: Take part in runs with plain averaging, too, where the coordinator sees this site's updates.
 
     Raises:
@@ -69,6 +70,7 @@ async def join(
     """
     known = _present(folder, replace=replace)
     _check_root(token, root, known)
+    spent = _spent(known, token.name)
     ca_pem = await asyncio.to_thread(pinned_ca, token.address, token.fingerprint)
     federation = federation_of(ca_pem)
     key_pem, csr_pem = make_key_and_csr(token.name)
@@ -94,7 +96,11 @@ async def join(
         members = MemberList.verify(federation, token.root, entries)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _pin(site, members, anew=known is None or (known.root, known.federation) != (site.root, site.federation))
+    if spent and known is not None:
+        keep_key(known)
     site.save()
+    if spent:
+        open_ledger(site).close()
     return site
 
 
@@ -133,6 +139,18 @@ def _present(folder: Path, *, replace: bool) -> Site | None:
             "Give another --home, or --replace to join anew.",
         )
     return known
+
+
+def _spent(known: Site | None, name: str) -> bool:
+    """Whether the folder has a privacy ledger, which the site goes on with under its new key."""
+    if known is None or not ledger_lines(known):
+        return False
+    if known.name != name:
+        raise ConfigError(
+            f"{known.folder} holds the privacy ledger of {known.name}, and the token is for {name}",
+            f"Ask for a token for {known.name}: what its data have paid stays paid. Other data need another --home.",
+        )
+    return True
 
 
 def _check_root(token: Token, told: bytes | None, known: Site | None) -> None:

@@ -16,7 +16,8 @@ from privacy.accounting.accountant import COARSE, FINE
 from privacy.accounting.events import Event, Unit
 from privacy.ledger import Balance, Book, JobInfo, LedgerError, Receipt, SignedEntry, SignedReceipt, entry_hash
 from privacy.ledger.book import Line
-from privacy.secure_aggregation.keys import SigningKey
+from privacy.ledger.chain import first_key
+from privacy.secure_aggregation.keys import SigningKey, verify
 from wire.database import READ_ONLY, open_at
 
 
@@ -29,7 +30,7 @@ class BudgetLedger:
 
     Args:
         path: The SQLite file, made if it isn't there.
-        key: The site's signing key, with which the ledger was begun.
+        key: The site's signing key.
         site: The site's name.
         clock: Seconds since the epoch; written down, never decided by.
 
@@ -47,10 +48,17 @@ class BudgetLedger:
         # Read before the ledger: another process may write both meanwhile, and the note must never seem to be ahead.
         noted = self._witness.known()
         self._engine = open_at(path, HEAD, MIGRATIONS)
-        self._book = Book(site, key.public)
         try:
             with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+                self._first = _first_key(connection, key.public)
+                self._book = Book(site, self._first)
                 self._catch_up(connection)
+                if self._book.public != key.public:
+                    raise LedgerError(
+                        "ledger-foreign",
+                        f"the privacy ledger of {site} was handed over to another key than this site's",
+                        "Put the site's present identity back, or its own ledger.sqlite.",
+                    )
                 if noted is not None:
                     last = connection.execute(_from(noted[0] - 1)).first()
                     self._witness.check(self._book.count, b"" if last is None else entry_hash(last.body), noted)
@@ -98,6 +106,11 @@ class BudgetLedger:
     def drop(self, task_id: str) -> None:
         """Free a task's reservation, unless its result may have left: then it stays spent."""
         self._write(lambda book: book.drop(task_id))
+
+    def hand_over(self, key: SigningKey) -> None:
+        """Go on with another key of this site."""
+        self._write(lambda book: book.hand_over(key))
+        self._key = key
 
     def balance(self, dataset: str) -> Balance:
         """A data set's budget, finely computed.
@@ -154,7 +167,7 @@ class BudgetLedger:
             except BaseException:
                 if known is not None and self._book.count != known:
                     # What the book has taken in may not be on the disk: read it anew from there.
-                    self._book = Book(self._book.site, self._book.public)
+                    self._book = Book(self._book.site, self._first)
                 raise
             self._witness.note(self._book)
 
@@ -172,6 +185,14 @@ class BudgetLedger:
                     line=known - 1,
                 )
         self._book.follow(_numbered(found, known))
+
+
+def _first_key(connection: sa.Connection, own: bytes) -> bytes:
+    """The key with which the ledger was begun."""
+    first = connection.execute(_from(0).limit(1)).first()
+    if first is None or verify(own, first.signature, first.body):
+        return own
+    return first_key((SignedEntry(row.body, row.signature) for row in connection.execute(_from(0))), own)
 
 
 def _from(number: int) -> sa.Select[Any]:

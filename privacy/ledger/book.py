@@ -15,9 +15,9 @@ from privacy.accounting.accountant import COARSE, FINE, epsilon
 from privacy.accounting.events import Event, Unit, merged, parse_event
 from privacy.ledger.balance import Balance, Data, JobInfo, Spending, Tally
 from privacy.ledger.balance import Phase as Phase
-from privacy.ledger.chain import FIRST, entry_hash, read, write
+from privacy.ledger.chain import FIRST, consent, entry_hash, read, write
 from privacy.ledger.entries import LedgerError, SignedEntry
-from privacy.secure_aggregation.keys import SigningKey
+from privacy.secure_aggregation.keys import SigningKey, verify
 
 BUDGET_EXHAUSTED: Final = "budget-exhausted"
 """The code of a task that would cost more than is left."""
@@ -55,9 +55,10 @@ class Book:
 
     Args:
         site: The site's name.
-        public: Its signing key's public half, 32 bytes.
+        public: The public half of the key with which it was begun, 32 bytes.
 
     Attributes:
+        public: Of the key that signs the next line.
         count: Lines so far.
         head: Hash of the last one.
         data: The data sets' budgets, by name.
@@ -120,6 +121,10 @@ class Book:
             self._set(line)
         elif kind == "reserve":
             self._reserve(line)
+        elif kind == "key":
+            if line["from"] != self.public or not verify(line["key"], line["consent"], consent(self.head, self.public)):
+                raise LedgerError("key-unproven", "it hands over to a key that hasn't agreed to take over here")
+            self.public = line["key"]
         else:
             task = self._task(line["task"])
             wanted, phase = _NEXT[kind]
@@ -395,6 +400,13 @@ class Book:
         """The line that frees a reservation, where that is allowed; else None."""
         task = self.tasks.get(task_id)
         return self.give_back(task_id) if task is not None and task.phase is Phase.RESERVED else None
+
+    def hand_over(self, key: SigningKey) -> Line | None:
+        """The line after which the site signs with another key; None where it does so already."""
+        if key.public == self.public:
+            return None
+        agreed = key.sign(consent(self.head, self.public))
+        return "key", {"from": self.public, "key": key.public, "consent": agreed}
 
     def line(self, key: SigningKey, at_s: float, kind: str, fields: dict[str, Any]) -> SignedEntry:
         """Write the next line, and take it in."""

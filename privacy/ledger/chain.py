@@ -10,8 +10,9 @@ Formal Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from privacy.ledger.entries import LedgerError, SignedEntry, pack, unpack
@@ -25,9 +26,24 @@ _CHANGED: Final = (
 )
 _FOREIGN: Final = "A ledger belongs to one site and one key. Put this site's own ledger.sqlite back."
 _REPLACED: Final = (
-    "Was the site joined anew, with another key? Then put its earlier identity back: what its data have paid is signed "
-    "with that key. If it wasn't, somebody changed the file: restore it from a backup."
+    "Was the site joined anew without its earlier key? Then put its earlier identity back: what its data have paid is "
+    "signed with that key. If it wasn't, somebody changed the file: restore it from a backup."
 )
+
+
+def consent(previous: bytes, old: bytes) -> bytes:
+    """What a new key signs before the site's ``old`` key hands the ledger over to it after the line ``previous``."""
+    return b"fedloom/ledger/key" + previous + old
+
+
+def first_key(lines: Iterable[SignedEntry], own: bytes) -> bytes:
+    """The public key with which a ledger was begun that the key ``own`` goes on with; unverified."""
+    for signed in lines:
+        with contextlib.suppress(ValueError):
+            line = unpack(signed.body)
+            if line["kind"] == "key" and isinstance(line["from"], bytes):
+                return line["from"]
+    return own
 
 
 def entry_hash(body: bytes) -> bytes:

@@ -11,6 +11,7 @@ reserve     a task may cost these events; written before it is trained
 charge      what the task's reservation named is spent; written before anything of its result leaves
 settle      what the task has cost in the end, at most what was charged
 give-back   the task's result never left and never will; its reservation is free again
+key         the lines from now on are signed with another key of the same site, which has agreed
 ==========  ==========================================================================================================
 
 What is signed, hashed and stored are the same bytes (``privacy.transcript``). A kind is never redefined: lines outlive
@@ -36,6 +37,7 @@ KINDS: Final[dict[str, frozenset[str]]] = {
     "charge": frozenset({"task"}),
     "settle": frozenset({"task", "events"}),
     "give-back": frozenset({"task"}),
+    "key": frozenset({"from", "key", "consent"}),
 }
 """The fields of each kind of line, besides those that all have."""
 

@@ -15,10 +15,11 @@ import pytest
 from coordinator.serving import operator_credentials
 from participant.daemon import Daemon
 from participant.joining import certified, join, pinned_by
-from participant.ledger import BudgetLedger
+from participant.ledger import BudgetLedger, ledger_lines, open_ledger
 from participant.site import BLOBS, CONFIG, JOURNAL, LEDGER, Site
 from participant.store import ParticipantStore
 from participant.work import Prepared, Workbench
+from privacy.accounting import Unit
 from privacy.secure_aggregation.identities import COORDINATOR_NAME, MemberRequest, Role
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import FederationRoot, MemberEntry, MemberList, signed_message
@@ -165,11 +166,17 @@ async def test_renewal_keeps_the_signing_key_and_a_new_enrolment_replaces_it(liv
     known = live.running.daemon.store.member("a")
     assert known is not None
     assert known.signing_key == site.signing_key.public
+    ledger = open_ledger(site)
+    ledger.open_dataset("scans", records=1_000, unit=Unit.RECORD, epsilon=4.0, delta=1e-5)
+    ledger.close()
+    with pytest.raises(ConfigError, match="holds the privacy ledger of a"):
+        await join(await live.invite("b"), site.folder, data="nothing", replace=True)
     again = await join(await live.invite("a"), site.folder, data="nothing", replace=True)
     assert again.signing_key != site.signing_key
     assert members(live).members()["a"].public_key == again.signing_key.public
     assert pinned_by(again) == members(live)
     assert certified(again, pinned_by(again))
+    assert ledger_lines(again) == 2, "the budget goes on under the new key"
 
 
 # --- the root that a site pins ----------------------------------------------------------------------------------------

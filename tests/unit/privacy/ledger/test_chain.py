@@ -8,12 +8,14 @@ import pytest
 
 from privacy.accounting import GaussianEvent, Unit
 from privacy.ledger import Book, JobInfo, LedgerError, SignedEntry, entry_hash
-from privacy.ledger.chain import FIRST
+from privacy.ledger.book import Line
+from privacy.ledger.chain import FIRST, consent, first_key
 from privacy.ledger.entries import KINDS, MAX_LINE_BYTES, pack, unpack
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.transcript import decode, encode
 
-KEY, OTHER = SigningKey(bytes(range(32))), SigningKey(bytes(range(1, 33)))
+KEY, OTHER, NEXT = (SigningKey(bytes(range(first, first + 32))) for first in range(3))
+RECORDS: dict[str, Any] = {"records": 1_001, "unit": Unit.RECORD}
 JOB = JobInfo(run_id="flu-1", round=3, coordinator="flu.example:7600", plan_hash=bytes(32), model="ab" * 32)
 COST = [GaussianEvent(noise_multiplier=2.0, sampling_rate=0.1)]
 
@@ -34,7 +36,16 @@ def one_of_each_kind(key: SigningKey = KEY, site: str = "ward-a") -> list[Signed
     do(book.give_back("t2"))
     # So that no kind of line is only ever the last one.
     do(book.open_dataset("scans", records=1_001, unit=Unit.RECORD, epsilon=2.0, delta=1e-5))
+    do(book.hand_over(NEXT))
+    lines.append(
+        book.line(NEXT, 1_000.0 + len(lines), *needed(book.open_dataset("scans", **RECORDS, epsilon=4.0, delta=1e-5)))
+    )
     return lines
+
+
+def needed(line: Line | None) -> Line:
+    assert line is not None
+    return line
 
 
 LINES = one_of_each_kind()
@@ -149,3 +160,33 @@ def test_a_line_has_exactly_its_kinds_fields() -> None:
     for kind, fields in (("gift", {}), ("charge", {}), ("charge", {"task": "t", "more": 1})):
         with pytest.raises(ValueError, match=kind):
             pack("ward-a", 0, 0.0, FIRST, kind, fields)
+
+
+# ---- another key of the same site ------------------------------------------------------------------------------------
+
+
+def test_a_ledger_goes_on_with_another_key_and_tells_with_which_it_was_begun() -> None:
+    book = Book("ward-a", KEY.public)
+    book.follow(LINES)
+    assert book.public == NEXT.public
+    assert book.hand_over(NEXT) is None
+    assert first_key(LINES, NEXT.public) == KEY.public
+    assert first_key(LINES[:3], KEY.public) == KEY.public
+    with pytest.raises(LedgerError, match="another key"):
+        book.line(KEY, 3_000.0, *needed(book.open_dataset("zoo", **RECORDS, epsilon=1.0, delta=1e-5)))
+
+
+@pytest.mark.parametrize("fault", ["of another", "for another place", "by the old key alone"])
+def test_nobody_is_handed_a_ledger_that_hasnt_agreed_to_it(fault: str) -> None:
+    """Else whoever has an old key could make a ledger that seems to lead to the site's present one."""
+    book = Book("ward-a", KEY.public)
+    book.follow(LINES[:8])
+    agreed = {
+        "of another": OTHER.sign(consent(book.head, KEY.public)),
+        "for another place": NEXT.sign(consent(FIRST, KEY.public)),
+        "by the old key alone": KEY.sign(consent(book.head, KEY.public)),
+    }[fault]
+    fields = {"from": KEY.public, "key": NEXT.public, "consent": agreed}
+    with pytest.raises(LedgerError, match="hasn't agreed"):
+        book.line(KEY, 2_000.0, "key", fields)
+    assert book.public == KEY.public and book.count == 8

@@ -73,6 +73,9 @@ TARGETS: Final[dict[tuple[str, float], float]] = {
 KEPT_TARGETS: Final[dict[float, float]] = {3.0: 95.0, 1.0: 92.0}
 """Accuracy with shared noise relative to the same federation's without privacy, in per cent, by epsilon."""
 
+LEDGER_SLACK: Final = 1e-3
+"""A ledger shows an upper bound that is quick to compute; the finer one of the plan is lower by less than this."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -103,7 +106,7 @@ class Setting:
 
 
 FULL: Final = Setting(parts=SITES, steps=60, runs=3, epsilons=(0.5, 1.0, 3.0, 8.0), judged=True)
-QUICK: Final = Setting(parts=10 * SITES, steps=10, runs=1, epsilons=(3.0,), judged=False)
+QUICK: Final = Setting(parts=10 * SITES, steps=4, runs=1, epsilons=(3.0,), judged=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +170,7 @@ def configuration(place: Place, epsilon: float, run: int, setting: Setting) -> F
             "min_updates": 1 if pooled else MIN_UPDATES,
             # The first version and the last: scores in between would take longer than the training.
             "evaluate_every": setting.steps,
+            # Shuffles where nothing is private. Elsewhere it only tells the runs apart.
             "seed": run,
         },
         "aggregation": {"mode": "plain" if pooled else "secure"},
@@ -247,7 +251,8 @@ class Kept:
         self._runs: dict[str, Run] = {}
         for line in lines:
             table = json.loads(line)
-            self._runs[table.pop("configuration")] = Run(**table)
+            key = table.pop("configuration")
+            self._runs[key] = Run(**table)
 
     def run(self, config: FederationConfig) -> Run:
         """The run of this very configuration, from the file or a new one."""
@@ -285,7 +290,8 @@ def measure(report: Report, setting: Setting, kept: Kept) -> None:
                     target=target,
                 )
                 _add(report, kept_share)
-    _rows(report, "pooled, off", 0.0, setting, kept)
+    if setting.judged:
+        _rows(report, "pooled, off", 0.0, setting, kept)
 
 
 def _rows(report: Report, place: Place, epsilon: float, setting: Setting, kept: Kept) -> float:
@@ -301,7 +307,8 @@ def _rows(report: Report, place: Place, epsilon: float, setting: Setting, kept: 
     if epsilon:
         sigma, spent = multiplier(place, epsilon, setting), max(run.spent for run in runs)
         _add(report, row(metric="noise multiplier", value=sigma, unit="", better="lower"))
-        _add(report, row(metric="epsilon in the ledger", value=spent, unit="", better="lower", target=epsilon))
+        most = epsilon * (1 + LEDGER_SLACK)
+        _add(report, row(metric="epsilon in the ledger", value=spent, unit="", better="lower", target=most))
     seconds = statistics.mean(run.seconds for run in runs)
     _add(report, row(metric="time of a run", value=seconds, unit="s", better="lower"))
     return mean
@@ -346,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a tenth of the records, 10 rounds, one run, one epsilon; under 60 s"
+        "--quick", action="store_true", help="a tenth of the records, 4 rounds, one run, one epsilon; under 60 s"
     )
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--figure", type=Path, help="draw accuracy over epsilon here (.svg or .png)")

@@ -18,7 +18,7 @@ SITES = [f"site-{index}" for index in range(4)]
 DATA = {name: data_of(index, 4) for index, name in enumerate(SITES)}
 
 
-@pytest.mark.parametrize("aggregation", ["secure", "plain"])
+@pytest.mark.parametrize("aggregation", ["secure", pytest.param("plain", marks=pytest.mark.slow)])
 def test_four_processes_over_tls_reach_the_simulations_model_byte_for_byte(tmp_path: Path, aggregation: str) -> None:
     config = configuration(tmp_path, aggregation=aggregation)
     with Deployment(tmp_path, config) as federation:
@@ -78,7 +78,10 @@ def test_a_participant_killed_in_mid_round_is_waited_for_and_trains_nothing_twic
     assert status["model"]["digest"] == simulated["digest"]
 
 
-@pytest.mark.parametrize(("aggregation", "count"), [("secure", 4), ("plain", 3)], ids=["secure", "plain"])
+@pytest.mark.parametrize(
+    ("aggregation", "count"),
+    [pytest.param("secure", 4, id="secure"), pytest.param("plain", 3, id="plain", marks=pytest.mark.slow)],
+)
 def test_a_participant_that_stays_away_does_not_hold_up_the_round(tmp_path: Path, aggregation: str, count: int) -> None:
     config = configuration(
         tmp_path,

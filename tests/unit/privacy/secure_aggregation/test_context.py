@@ -83,7 +83,10 @@ def test_every_field_of_the_encoding_is_in_the_hash(name: str) -> None:
 def test_every_field_of_a_seat_is_in_the_hash(name: str) -> None:
     seat = example().roster[2]
     value = getattr(seat, name)
-    other = value + 1 if isinstance(value, int) else value[:-1] + (b"\0" if isinstance(value, bytes) else "x")
+    if isinstance(value, int):
+        other = value + 1
+    else:
+        other = value[:-1] + ("x" if isinstance(value, str) else bytes([value[-1] ^ 1]))
     roster = (*example().roster[:2], dataclasses.replace(seat, **{name: other}), example().roster[3])
     changed = dataclasses.replace(example(), roster=roster)
     assert other != value

@@ -64,6 +64,16 @@ def test_strided_rows_and_read_only_rows_are_read_in_place() -> None:
     assert weighted_sum([1.0, 10.0, 100.0], table.T).tolist() == (table @ [1.0, 10.0, 100.0]).tolist()
 
 
+def test_threads_change_no_bit_and_a_float32_result_is_rounded_once() -> None:
+    generator = np.random.default_rng(4)
+    rows = generator.standard_normal((7, 10_001), dtype=np.float32)
+    weights = generator.random(7)
+    whole = weighted_sum(weights, rows)
+    assert same_bits(weighted_sum(weights, rows, threads=2), whole)
+    narrow = weighted_sum(weights, rows, np.empty(10_001, np.float32), threads=2)
+    assert same_bits(narrow, whole.astype(np.float32))
+
+
 def test_infinities_and_nan_reach_the_result_without_a_warning() -> None:
     rows = [np.float32([np.inf, np.nan, 1]), np.float32([-np.inf, 1, 1])]
     result = weighted_sum([0.5, 0.5], rows)
@@ -96,8 +106,10 @@ def test_misfitting_input_is_refused(
 
 def test_misfitting_output_is_refused() -> None:
     row = np.zeros(2, np.float32)
-    with pytest.raises(TypeError, match="out is float32"):
-        weighted_sum([1.0], [row], np.zeros(2, np.float32))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="out is int32"):
+        weighted_sum([1.0], [row], np.zeros(2, np.int32))  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="contiguously"):
+        weighted_sum([1.0], [row], np.zeros(4)[::2])
     with pytest.raises(ValueError, match=r"out has shape \(3,\)"):
         weighted_sum([1.0], [row], np.zeros(3))
     with pytest.raises(ValueError, match="accumulate"):

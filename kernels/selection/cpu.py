@@ -1,0 +1,127 @@
+"""Selection over cached tiles by a table of comparators, for any number of rows; and the mixing of rows in a tile."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.native import carray, compiled, float32, float64, pointer
+from kernels.rows import ITEM
+
+TILE = 64  # coordinates: four vectors of 16; 100 rows of a tile take 25 KiB
+
+
+@compiled("void(int64[::1], int64, int64[:, ::1], int64, int64, int64, float32, float32[::1])")
+def select(
+    rows: NDArray[np.int64],
+    count: int,
+    table: NDArray[np.int64],
+    first: int,
+    last: int,
+    around: int,
+    infinity: float,
+    out: NDArray[np.float32],
+) -> None:
+    """Write the mean of the wanted values at each coordinate into ``out`` [count].
+
+    Args:
+        rows: [m] addresses.
+        count: Coordinates.
+        table: [c, 2] comparators.
+        first: Lowest wanted rank, where ``around`` is 0.
+        last: One past the highest.
+        around: How many values nearest the median are wanted; 0 for ranks.
+        infinity: Told and not written out, or the compiler takes the guard against NaN for a test of equality.
+        out: [count].
+    """
+    size = rows.shape[0]
+    tile = np.zeros((size, TILE), dtype=np.float32)
+    chosen = np.zeros((max(around, 1), TILE), dtype=np.float32)
+    middle = np.zeros(TILE, dtype=np.float32)
+    half = float32(0.5)
+    zero = float32(0.0)
+    for start in range(0, count, TILE):
+        width = min(TILE, count - start)
+        for i in range(size):
+            source = carray(pointer(rows[i] + ITEM * start), (width,))
+            target = tile[i]
+            for k in range(width):
+                value = source[k]
+                target[k] = value if value < infinity else infinity
+        for c in range(table.shape[0]):
+            low = tile[table[c, 0]]
+            high = tile[table[c, 1]]
+            for k in range(TILE):
+                x = low[k]
+                y = high[k]
+                low[k] = x if x < y else y
+                high[k] = x if x > y else y
+        kept = last - first
+        values = tile[first:last]
+        if around > 0:
+            kept = around
+            values = chosen
+            below = tile[(size - 1) // 2]
+            above = tile[size // 2]
+            for k in range(TILE):
+                middle[k] = below[k] * half + above[k] * half
+            chosen[:] = tile[:around]
+            for place in range(size - around):
+                near = tile[place + around]
+                far = tile[place]
+                target = chosen[place % around]
+                for k in range(TILE):
+                    target[k] = near[k] if abs(near[k] - middle[k]) < abs(far[k] - middle[k]) else target[k]
+        left = kept
+        while left > 1:
+            step = (left + 1) // 2
+            for i in range(left // 2):
+                lower = values[i]
+                upper = values[i + step]
+                for k in range(TILE):
+                    lower[k] += upper[k]
+            left = step
+        total = values[0]
+        divisor = float32(kept)
+        for k in range(width):
+            out[start + k] = total[k] / divisor + zero
+
+
+@compiled("void(int64[::1], int64, float64[:, ::1], float32[:, ::1])", contract=True)
+def mix(rows: NDArray[np.int64], count: int, matrix: NDArray[np.float64], out: NDArray[np.float32]) -> None:
+    """Write ``matrix`` [m, n] times the rows into ``out`` [m, >= count], in float64 and rounded once.
+
+    float64 also because the products of float32's denormals are ordinary numbers there, so they take no longer.
+    """
+    size = rows.shape[0]
+    padded = (size + 3) // 4 * 4
+    pairs = (matrix.shape[0] + 1) // 2
+    factors = np.zeros((2 * pairs, padded), dtype=np.float64)
+    factors[: matrix.shape[0], :size] = matrix
+    # Flat, so that the compiler sees offsets from one base where it must exclude overlaps.
+    wide = np.zeros(padded * TILE, dtype=np.float64)
+    sums = np.zeros(2 * TILE, dtype=np.float64)
+    for start in range(0, count, TILE):
+        width = min(TILE, count - start)
+        for i in range(size):
+            source = carray(pointer(rows[i] + ITEM * start), (width,))
+            target = wide[i * TILE : i * TILE + TILE]
+            for k in range(width):
+                target[k] = float64(source[k])
+        for j in range(pairs):
+            p = factors[2 * j]
+            q = factors[2 * j + 1]
+            sums[:] = 0.0
+            for i in range(0, padded, 4):
+                part = wide[i * TILE : (i + 4) * TILE]
+                p0, p1, p2, p3 = p[i], p[i + 1], p[i + 2], p[i + 3]
+                q0, q1, q2, q3 = q[i], q[i + 1], q[i + 2], q[i + 3]
+                for k in range(TILE):
+                    a, b, c, d = part[k], part[k + TILE], part[k + 2 * TILE], part[k + 3 * TILE]
+                    sums[k] += p0 * a + p1 * b + p2 * c + p3 * d
+                    sums[k + TILE] += q0 * a + q1 * b + q2 * c + q3 * d
+            for k in range(width):
+                out[2 * j, start + k] = sums[k]
+            if 2 * j + 1 < matrix.shape[0]:
+                for k in range(width):
+                    out[2 * j + 1, start + k] = sums[k + TILE]

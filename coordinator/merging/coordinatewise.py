@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from coordinator.merging.linear import krum_scores
+from coordinator.merging.linear import krum_order, krum_scores
 from coordinator.merging.plane import Plane
 from coordinator.merging.rule import Rule, Selection
 from coordinator.merging.tolerance import require, require_majority
@@ -92,8 +92,9 @@ class Bulyan(Rule):
         scores = np.full(size, np.nan)
         for _ in range(chosen):
             near = max(len(left) - plane.bad - 2, 1)
-            found = krum_scores(distances[np.ix_(left, left)], near)
-            best = int(np.argmin(found))
+            between = distances[np.ix_(left, left)]
+            found = krum_scores(between, near)
+            best = int(krum_order(between, found)[0])
             scores[left] = found
             picked.append(int(left[best]))
             left = np.delete(left, best)

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from coordinator.merging.plane import Floats, Plane
+from coordinator.merging.plane import Floats, Indices, Plane
 from coordinator.merging.rule import Combination, Rule
 from coordinator.merging.tolerance import require, require_majority
 
@@ -76,7 +76,7 @@ class MultiKrum(Rule):
     distances to its n - f - 2 nearest others.
 
     Formal Guarantees:
-        Krum is (f, 6 (1 + f / (n - 2 f)))-robust for 2 f + 2 < n. At equal scores the earlier name is taken.
+        Krum is (f, 6 (1 + f / (n - 2 f)))-robust for 2 f + 2 < n.
 
     Args:
         m: How many to average; at least 1, at most n - f. None for n - f.
@@ -107,7 +107,7 @@ class MultiKrum(Rule):
         size = len(plane)
         near = min(self.neighbours or size - plane.bad - 2, size - 1)
         scores = krum_scores(plane.squared_distances, near)
-        order = np.argsort(scores, kind="stable")
+        order = krum_order(plane.squared_distances, scores)
         kept = self.m or size - plane.bad
         weights = np.zeros(size)
         weights[order[:kept]] = plane.shares[order[:kept]]
@@ -220,6 +220,15 @@ def krum_scores(squared_distances: Floats, near: int) -> Floats:
     """Each row's sum of squared distances [m] to its ``near`` nearest others."""
     others = squared_distances + np.diag(np.full(len(squared_distances), np.inf))
     found: Floats = np.sort(others, axis=1)[:, :near].sum(axis=1)
+    return found
+
+
+def krum_order(squared_distances: Floats, scores: Floats) -> Indices:
+    """Rows from best to worst score; at equal scores the one nearer to all rows, then the earlier name.
+
+    Scores over a single neighbour are always equal for two rows at least: those that are each other's nearest.
+    """
+    found: Indices = np.lexsort((squared_distances.sum(axis=1), scores))
     return found
 
 

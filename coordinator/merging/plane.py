@@ -86,8 +86,9 @@ class Plane:
         and a single huge row doesn't swallow the others' digits, as it would if the mean were the origin.
         """
         origin = int(np.argmin(np.median(np.sqrt(self.squared_distances), axis=1)))
-        away = self.squared_distances[origin]
-        found: Floats = 0.5 * (away[:, None] + away[None, :] - self.squared_distances)
+        # Not from the distances: those to a huge row have lost what its dot products still tell.
+        to_origin = self.dots[origin]
+        found: Floats = self.dots - to_origin[:, None] - to_origin[None, :] + self.dots[origin, origin]
         return found
 
     def mixed(self, matrix: Floats, *, shares: Floats | None = None, home: Indices | None = None) -> Plane:

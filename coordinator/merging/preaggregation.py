@@ -53,9 +53,8 @@ class NormClip(PreAggregator):
 
     def apply(self, plane: Plane) -> Plane:
         """Scale the rows."""
-        norms = plane.norms
-        with np.errstate(divide="ignore"):
-            return plane.scaled(np.minimum(1.0, self._limit(plane) / norms, where=norms > 0, out=np.ones_like(norms)))
+        norms, limit = plane.norms, self._limit(plane)
+        return plane.scaled(np.divide(limit, norms, out=np.ones_like(norms), where=norms > limit))
 
     def _limit(self, plane: Plane) -> float:
         if self.norm is not None:

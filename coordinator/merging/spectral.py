@@ -19,7 +19,8 @@ class CAF(Rule):
 
     Allouah et al., "Towards Trustworthy Federated Learning with Untrusted Participants", ICML 2025. While the weights
     c add up to more than n - 2 f: take the direction of largest variance, let tau_i be the squared deviation of update
-    i along it, and set ``c_i *= 1 - tau_i / max tau``. The result is the weighted mean of least largest variance.
+    i along it, and set ``c_i *= 1 - tau_i / max tau``, so that each step brings one weight at least to 0. The result is
+    the weighted mean of the step at which that variance was least.
 
     It bounds the error by the honest updates' variance along one direction, not by their total variance, so privacy
     noise, which is spread over all directions, costs it little. Deterministic, for its eigenvectors are exact.
@@ -45,11 +46,11 @@ class CAF(Rule):
                 least, best = variance, weights
             scores = np.maximum(scores, np.abs(deviations))
             taus = deviations**2
-            highest = taus.max()
+            # Over what still counts: measured against an update that is out already, nobody would lose weight.
+            highest = taus[counts > 0].max()
             if highest <= 0:
                 break
-            counts = counts * (1 - taus / highest)
-            counts[taus >= highest] = 0.0
+            counts *= np.maximum(1 - taus / highest, 0.0)
         dropped = tuple(int(row) for row in np.flatnonzero(best == 0))
         return Combination(weights=best, scores=scores, dropped=dropped)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from coordinator.merging.errors import MergeRefused
 from coordinator.merging.plane import Floats, Indices, Plane
@@ -99,6 +99,10 @@ class PreAggregator(Part):
         """What (bad, kappa)-robustness of the rule behind becomes; None where no bound is known."""
         return None
 
+    @overload
+    def __rshift__(self, other: PreAggregator | Chain) -> Chain: ...
+    @overload
+    def __rshift__(self, other: Rule | Recipe) -> Recipe: ...
     def __rshift__(self, other: PreAggregator | Chain | Rule | Recipe) -> Chain | Recipe:
         """First this, then the other."""
         return Chain(steps=(self,)) >> other
@@ -110,6 +114,10 @@ class Chain:
 
     steps: tuple[PreAggregator, ...]
 
+    @overload
+    def __rshift__(self, other: PreAggregator | Chain) -> Chain: ...
+    @overload
+    def __rshift__(self, other: Rule | Recipe) -> Recipe: ...
     def __rshift__(self, other: PreAggregator | Chain | Rule | Recipe) -> Chain | Recipe:
         """First these, then the other."""
         if isinstance(other, PreAggregator):

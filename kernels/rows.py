@@ -87,6 +87,8 @@ class Rows:
         """
         if not self._direct:
             width = min(width, max(STAGING // (ITEM * len(self.parts)), 1))
+        if self._maps:
+            width = min(width, max(_RESIDENT // (ITEM * len(self._maps)), 1))
         width = max(width // grain, 1) * grain
         staging = None if self._direct else np.empty((len(self.parts), min(width, stop - start)), dtype=np.float32)
         mapped = 0
@@ -102,7 +104,7 @@ class Rows:
                         part.read(first, target[:count])
                 yield first, count, staging.ctypes.data + np.arange(len(staging), dtype=np.int64) * staging.strides[0]
             mapped += ITEM * count * len(self._maps)
-            if mapped > _RESIDENT or (self._maps and first + count == stop):
+            if mapped > _RESIDENT // 2 or (self._maps and first + count == stop):
                 self._let_go(max(first + count - mapped // (ITEM * len(self._maps)), 0), first + count)
                 mapped = 0
 

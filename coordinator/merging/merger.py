@@ -194,8 +194,7 @@ class Merger:
         fresh = [name for name, _, _ in updates if name in self._rows]
         if self._gram is not None:
             before = len(self._gram)
-            for name in fresh:
-                self._gram.add(self._rows[name])
+            self._gram.add_all([self._rows[name] for name in fresh])
             squares = np.diagonal(self._gram.finish())[before:] if fresh else np.zeros(0)
         else:
             rows = [self._rows[name] for name in fresh]

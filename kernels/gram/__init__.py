@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -101,10 +102,15 @@ class GramBuilder:
 
     def add(self, row: NDArray[np.float32] | RowReader) -> None:
         """Take the next row [d]; it is kept, not copied, and must stay as it is."""
-        Rows([row], self._dimension)
-        self._parts.append(row)
-        if len(self._parts) % _SIDE == 0:
-            self._extend()
+        self.add_all([row])
+
+    def add_all(self, rows: Sequence[NDArray[np.float32] | RowReader]) -> None:
+        """Take several rows at once: one pass over all of them."""
+        if rows:
+            Rows(rows, self._dimension)
+        self._parts += rows
+        if len(self._parts) // _SIDE > len(self._blocks):
+            self._extend(len(self._parts) // _SIDE * _SIDE)
 
     def finish(self) -> NDArray[np.float64]:
         """The Gram matrix [n, n] of the rows so far; more may follow."""
@@ -112,14 +118,14 @@ class GramBuilder:
             raise ValueError("no rows")
         kept = self._blocks
         if len(self._parts) % _SIDE:
-            self._extend()
+            self._extend(len(self._parts))
         found = _unfold(self._blocks, len(self._parts))
         self._blocks = kept
         return found
 
-    def _extend(self) -> None:
+    def _extend(self, size: int) -> None:
         done = len(self._blocks)
-        fresh = _blocks(Rows(self._parts, self._dimension), done, self._threads)
+        fresh = _blocks(Rows(self._parts[:size], self._dimension), done, self._threads)
         fresh[:done, :done] = self._blocks
         self._blocks = fresh
 

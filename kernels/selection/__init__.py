@@ -143,7 +143,7 @@ def _run(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix
             for start, count, addresses in table.slabs(span.start, span.stop, _WHOLE):
                 select(addresses, start, count)
             return
-        width = max(SLAB // (ITEM * size) // cpu.TILE, 1) * cpu.TILE
+        width = max(SLAB // (ITEM * size) // cpu.MIX_TILE, 1) * cpu.MIX_TILE
         mixed = np.empty((size, width), dtype=np.float32)
         places = mixed.ctypes.data + np.arange(size, dtype=np.int64) * mixed.strides[0]
         for start, count, addresses in table.slabs(span.start, span.stop, width):

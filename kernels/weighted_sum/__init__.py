@@ -15,6 +15,12 @@ __all__ = ["BLOCK", "weighted_sum"]
 BLOCK: Final = 1 << 18
 """Coordinates that are handed to the compiled code at a time."""
 
+STRAIGHT_ROWS: Final = 24
+"""Most rows for which a float32 result is formed by a straight line of code."""
+
+STRAIGHT_WORK: Final = 4_000_000
+"""Rows times coordinates under which writing and compiling one isn't worth its while."""
+
 Out = TypeVar("Out", np.float32, np.float64)
 
 
@@ -57,6 +63,7 @@ def weighted_sum(
         TypeError: A row that isn't float32 or an ``out`` that is neither float64 nor float32.
     """
     from kernels.weighted_sum import cpu
+    from kernels.weighted_sum.straight import straight_line
 
     factors = np.ascontiguousarray(weights, dtype=np.float64)
     table = _table(factors, rows, block)
@@ -67,10 +74,19 @@ def weighted_sum(
     assert out is not None
     _check(out, table.dimension)
     target: NDArray[Any] = out
+    size = len(table)
+    line = None
+    if out.dtype == np.float32 and not accumulate and size <= STRAIGHT_ROWS and size * table.dimension >= STRAIGHT_WORK:
+        line = straight_line(size)
 
     def work(span: Span) -> None:
+        if line is not None:
+            for start, count, addresses in table.slabs(span.start, span.stop, block):
+                line(factors, addresses, count, target[start : start + count])
+            return
+        total = np.empty(min(cpu.TILE, span.stop - span.start), dtype=np.float64)
         for start, count, addresses in table.slabs(span.start, span.stop, block):
-            cpu.weighted_sum(factors, addresses, count, target[start : start + count], accumulate)
+            cpu.weighted_sum(factors, addresses, count, target[start : start + count], accumulate, total)
 
     over_spans(table.dimension, threads, 16, work)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import kernels.weighted_sum as kernel
 from kernels.weighted_sum import reference, weighted_sum
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -72,6 +74,15 @@ def test_threads_change_no_bit_and_a_float32_result_is_rounded_once() -> None:
     assert same_bits(weighted_sum(weights, rows, threads=2), whole)
     narrow = weighted_sum(weights, rows, np.empty(10_001, np.float32), threads=2)
     assert same_bits(narrow, whole.astype(np.float32))
+
+
+def test_the_straight_line_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path))
+    rows = np.random.default_rng(5).standard_normal((5, 1_003), dtype=np.float32)
+    weights = [0.3, -0.0, 1e-3, 2.0, -7.0]
+    expected = reference.weighted_sum(weights, rows).astype(np.float32)
+    monkeypatch.setattr(kernel, "STRAIGHT_WORK", 0)
+    assert same_bits(weighted_sum(weights, rows, np.empty(1_003, np.float32), threads=2), expected)
 
 
 def test_infinities_and_nan_reach_the_result_without_a_warning() -> None:

@@ -22,6 +22,7 @@ STAGING: Final = 1 << 22
 """Bytes that one thread may hold of rows that don't lie contiguously in memory."""
 
 _RESIDENT: Final = 1 << 26  # bytes of memory maps that may stay mapped in before they are let go
+_AROUND: Final = 1 << 21  # bytes that the system may map around a page that is touched: a large page at most
 
 
 @runtime_checkable
@@ -63,11 +64,21 @@ class Rows:
         self.parts: list[Any] = parts
         self.dimension: int = dimension
         self._direct = all(_lies_contiguously(part) for part in parts)
-        self._maps = [found for part in parts if (found := _map_of(part)) is not None]
+        self._maps = [_Map(*found) for part in parts if (found := _map_of(part)) is not None]
         self._bases = np.array([part.ctypes.data if self._direct else 0 for part in parts], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.parts)
+
+    def window(self, start: int, out: NDArray[np.float32]) -> None:
+        """Copy the coordinates from ``start`` on into ``out`` [n, k]."""
+        for part, target in zip(self.parts, out, strict=True):
+            if isinstance(part, np.ndarray):
+                target[:] = part[start : start + out.shape[1]]
+            else:
+                part.read(start, target)
+            if (found := _map_of(part)) is not None:
+                _Map(*found).let_go(start, start + out.shape[1])
 
     def take(self, indices: Sequence[int]) -> Rows:
         """Some of the rows, in the order given; nothing is copied."""
@@ -105,16 +116,28 @@ class Rows:
                 yield first, count, staging.ctypes.data + np.arange(len(staging), dtype=np.int64) * staging.strides[0]
             mapped += ITEM * count * len(self._maps)
             if mapped > _RESIDENT // 2 or (self._maps and first + count == stop):
-                self._let_go(max(first + count - mapped // (ITEM * len(self._maps)), 0), first + count)
+                for found in self._maps:
+                    found.let_go(max(first + count - mapped // (ITEM * len(self._maps)), 0), first + count)
                 mapped = 0
 
-    def _let_go(self, start: int, stop: int) -> None:
-        """Unmap the pages of memory maps between two coordinates: they stay in the system's cache, not in ours."""
-        for owner, offset in self._maps:
-            first = (offset + ITEM * start) // mmap.PAGESIZE * mmap.PAGESIZE
-            last = min(offset + ITEM * stop, len(owner)) // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first:
-                owner.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+@dataclasses.dataclass(frozen=True)
+class _Map:
+    """The memory map behind a row, and the row's place in it in bytes."""
+
+    owner: mmap.mmap
+    offset: int
+
+    def let_go(self, start: int, stop: int) -> None:
+        """Unmap the pages between two coordinates: they stay in the system's cache, not in ours.
+
+        The system maps a neighbourhood at each fault, so what lies around is unmapped as well; whoever needs it still
+        (another row, another thread) has it mapped again.
+        """
+        first = max(self.offset + ITEM * start - _AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = min(self.offset + ITEM * stop + _AROUND, len(self.owner))
+        if last > first:
+            self.owner.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 @dataclasses.dataclass(frozen=True)

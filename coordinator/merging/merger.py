@@ -329,16 +329,11 @@ class Merger:
         windows, width = _SAMPLE
         width = min(width, self._dimension)
         starts = sorted({(self._dimension - width) * index // max(windows - 1, 1) for index in range(windows)})
-        found = np.empty((len(names), width * len(starts)), dtype=np.float32)
-        for name, row in zip(names, found, strict=True):
-            part = self._rows[name]
-            for index, start in enumerate(starts):
-                target = row[index * width : (index + 1) * width]
-                if isinstance(part, np.ndarray):
-                    target[:] = part[start : start + width]
-                else:
-                    part.read(start, target)
-        return found
+        table = self.rows(names)
+        found = np.empty((len(starts), len(names), width), dtype=np.float32)
+        for start, window in zip(starts, found, strict=True):
+            table.window(start, window)
+        return found.transpose(1, 0, 2).reshape(len(names), -1)
 
 
 def merge(

@@ -126,8 +126,8 @@ def _run(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix
     size = _selected(table, mix)
     first, last, around = wanted
     infinity = float("inf")
-    straight = size <= STRAIGHT_ROWS and not around and size * dimension >= STRAIGHT_WORK
-    line = straight_line(size, first, last) if straight else None
+    straight = size <= STRAIGHT_ROWS and size * dimension >= STRAIGHT_WORK
+    line = straight_line(size, first, last, around) if straight else None
     steps = comparators(size, first, last)
     factors = None if mix is None else np.ascontiguousarray(mix, dtype=np.float64)
 

@@ -67,10 +67,11 @@ def test_the_straight_line_gives_the_bits_of_the_table(
 ) -> None:
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path))  # only the first case compiles
     rows = CASES[case](make(9, 1_003))
-    table = trimmed_mean(rows, 2)
+    table, nearest = trimmed_mean(rows, 2), around_median(rows, 4)
     monkeypatch.setattr(selection, "STRAIGHT_WORK", 0)
     assert same_bits(trimmed_mean(rows, 2), table)
     assert same_bits(trimmed_mean(list(rows), 2, threads=2), table)
+    assert same_bits(around_median(rows, 4), nearest)
 
 
 @settings(max_examples=60, deadline=None)

@@ -76,7 +76,7 @@ BYZFL_TARGETS: Final = {
         "geometric-median": 25.0,
         "nnm >> trimmed-mean": 60.0,
     },
-    100: {"trimmed-mean": 25.0, "median": 25.0, "multi-krum": 20.0, "geometric-median": 25.0},
+    100: {"trimmed-mean": 25.0, "median": 25.0, "multi-krum": 10.0, "geometric-median": 12.0},
 }
 FLOWER_TARGETS: Final = {20: {"bulyan": 60.0}}
 COORDINATE_FLOOR: Final = 0.7

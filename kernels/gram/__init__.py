@@ -134,22 +134,28 @@ def _blocks(table: Rows, first: int, threads: int) -> NDArray[np.float64]:
     """The lower triangle of 4 x 4 blocks [m, m, 4, 4], from block row ``first`` on."""
     from kernels.gram import cpu
 
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, but must be at least 1")
     size = len(table)
     count = -(-size // _SIDE)
     # The last block is filled up with its last row: one kernel, one order of summation for every pair.
     padded = np.minimum(np.arange(_SIDE * count), size - 1)
     each = -(-table.dimension // (TILE * PARTS)) * TILE
     starts = range(0, table.dimension, each) if each else range(0)
-    found = np.zeros((len(starts), count, count, _SIDE, _SIDE))
+    total = np.zeros((count, count, _SIDE, _SIDE))
+    for group in range(0, len(starts), threads):
+        some = starts[group : group + threads]
+        found = np.zeros((len(some), *total.shape))
 
-    def work(share: Span) -> None:
-        for part in range(share.start, share.stop):
-            stop = min(starts[part] + each, table.dimension)
-            for _, width, addresses in table.slabs(starts[part], stop, _SLAB, TILE):
-                cpu.blocks(addresses[padded], first, width, TILE, found[part])
+        def work(share: Span, some: range = some, found: NDArray[np.float64] = found) -> None:
+            for part in range(share.start, share.stop):
+                stop = min(some[part] + each, table.dimension)
+                for _, width, addresses in table.slabs(some[part], stop, _SLAB, TILE):
+                    cpu.blocks(addresses[padded], first, width, TILE, found[part])
 
-    over_spans(len(starts), threads, 1, work)
-    total: NDArray[np.float64] = np.add.reduce(found, axis=0)
+        over_spans(len(some), threads, 1, work)
+        for part in found:
+            total += part
     return total
 
 

@@ -127,5 +127,6 @@ def mix(rows: NDArray[np.int64], count: int, matrix: NDArray[np.float64], out: N
                     sums[k + 3 * MIX_TILE] = sums[k + 3 * MIX_TILE] + s0 * a + s1 * b + s2 * c + s3 * d
             for row in range(j, min(j + 4, matrix.shape[0])):
                 result = sums[(row - j) * MIX_TILE : (row - j + 1) * MIX_TILE]
+                target_row = out[row, start : start + width]
                 for k in range(width):
-                    out[row, start + k] = result[k]
+                    target_row[k] = float32(result[k])

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.weighted_sum import cpu
+from kernels.rows import Rows, RowsLike, Span, over_spans
 
-__all__ = ["weighted_sum"]
+__all__ = ["BLOCK", "weighted_sum"]
 
-Rows = Sequence[NDArray[np.float32]] | NDArray[np.float32]
+BLOCK: Final = 1 << 18
+"""Coordinates that are handed to the compiled code at a time."""
+
+STRAIGHT_ROWS: Final = 24
+"""Most rows for which a float32 result is formed by a straight line of code."""
+
+STRAIGHT_WORK: Final = 4_000_000
+"""Rows times coordinates under which writing and compiling one isn't worth its while."""
+
+Out = TypeVar("Out", np.float32, np.float64)
 
 
 def weighted_sum(
     weights: Sequence[float] | NDArray[np.float64],
-    rows: Rows,
-    out: NDArray[np.float64] | None = None,
+    rows: RowsLike,
+    out: NDArray[Out] | None = None,
     *,
     accumulate: bool = False,
-    block: int = cpu.BLOCK,
-) -> NDArray[np.float64]:
+    block: int = BLOCK,
+    threads: int = 1,
+) -> NDArray[Out]:
     """Sum rows with weights: ``out[k] = weights[0] * rows[0][k] + weights[1] * rows[1][k] + ...`` in float64.
 
     Every coordinate is formed by the same operations in the same order (each product and each sum rounded to float64
     once, rows from first to last), so the result doesn't depend on ``block``, on how the caller slices the coordinates,
-    or on whether the rows come in one call or in several with ``accumulate``.
+    on the number of threads, or on whether the rows come in one call or in several with ``accumulate``. A
+    float32 ``out`` takes the float64 result rounded once more.
 
-    Cost for n rows of d: reads 4 n d bytes, writes 8 d bytes, 2 n d - d FLOPs. Beside ``out`` it needs 8 ``block``
-    bytes; rows are read where they lie and never copied whole.
+    Cost for n rows of d: reads 4 n d bytes, writes 8 d bytes (4 d where ``out`` is float32), 2 n d - d FLOPs. Beside
+    ``out`` it needs 512 KiB for each thread; rows are read where they lie and never copied whole.
 
     Example:
         >>> weighted_sum([0.25, 0.75], [np.float32([4, 8]), np.float32([0, 4])]).tolist()
@@ -38,48 +49,61 @@ def weighted_sum(
 
     Args:
         weights: [n] One factor a row; any finite value.
-        rows: n arrays [d] of float32, or one array [n, d]. Strides other than 1 are allowed.
-        out: [d] float64, written in place; must not overlap a row. Allocated where None.
+        rows: n arrays [d] of float32, one array [n, d], or readers, as `kernels.rows.Rows` takes them.
+        out: [d] float64 or float32, contiguous, written in place; must not overlap a row. float64 where None.
         accumulate: Add to what ``out`` holds instead of overwriting it; ``out`` must be given.
         block: Coordinates handled at a time. Changes the speed, never the result.
+        threads: That work side by side.
 
     Returns:
         ``out``.
 
     Raises:
         ValueError: Shapes that don't fit each other, no rows, or a block under 1.
-        TypeError: A row that isn't float32 or an ``out`` that isn't float64.
+        TypeError: A row that isn't float32 or an ``out`` that is neither float64 nor float32.
     """
-    factors = np.asarray(weights, dtype=np.float64)
-    _check(factors, rows, out, accumulate, block)
+    from kernels.weighted_sum import cpu
+    from kernels.weighted_sum.straight import straight_line
+
+    factors = np.ascontiguousarray(weights, dtype=np.float64)
+    table = _table(factors, rows, block)
     if out is None:
-        out = np.empty(rows[0].shape[0], dtype=np.float64)
-    cpu.weighted_sum(factors, rows, out, accumulate=accumulate, block=block)
+        if accumulate:
+            raise ValueError("accumulate needs an array to add to: pass `out`")
+        out = np.empty(table.dimension, dtype=np.float64)
+    assert out is not None
+    _check(out, table.dimension)
+    target: NDArray[Any] = out
+    size = len(table)
+    line = None
+    if out.dtype == np.float32 and not accumulate and size <= STRAIGHT_ROWS and size * table.dimension >= STRAIGHT_WORK:
+        line = straight_line(size)
+
+    def work(span: Span) -> None:
+        if line is not None:
+            for start, count, addresses in table.slabs(span.start, span.stop, block):
+                line(factors, addresses, count, target[start : start + count])
+            return
+        total = np.empty(min(cpu.TILE, span.stop - span.start), dtype=np.float64)
+        for start, count, addresses in table.slabs(span.start, span.stop, block):
+            cpu.weighted_sum(factors, addresses, count, target[start : start + count], accumulate, total)
+
+    over_spans(table.dimension, threads, 16, work)
     return out
 
 
-def _check(
-    factors: NDArray[np.float64],
-    rows: Rows,
-    out: NDArray[Any] | None,
-    accumulate: bool,
-    block: int,
-) -> None:
+def _table(factors: NDArray[np.float64], rows: RowsLike, block: int) -> Rows:
     if len(rows) == 0 or factors.shape != (len(rows),):
         raise ValueError(f"{len(rows)} rows need as many weights, at least 1, not shape {factors.shape}")
     if block < 1:
         raise ValueError(f"block is {block}, but must be at least 1")
-    shape = rows[0].shape
-    for index, row in enumerate(rows):
-        if row.dtype != np.float32:
-            raise TypeError(f"row {index} is {row.dtype}, not float32")
-        if row.ndim != 1 or row.shape != shape:
-            raise ValueError(f"row {index} has shape {row.shape}, the first {shape}: rows are vectors of one length")
-    if out is None:
-        if accumulate:
-            raise ValueError("accumulate needs an array to add to: pass `out`")
-        return
-    if out.dtype != np.float64:
-        raise TypeError(f"out is {out.dtype}, not float64")
-    if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}, the rows {shape}")
+    return rows if isinstance(rows, Rows) else Rows(rows)
+
+
+def _check(out: NDArray[Out], dimension: int) -> None:
+    if out.dtype not in (np.float64, np.float32):
+        raise TypeError(f"out is {out.dtype}, neither float64 nor float32")
+    if out.shape != (dimension,):
+        raise ValueError(f"out has shape {out.shape}, the rows ({dimension},)")
+    if not out.flags.c_contiguous:
+        raise ValueError("out must lie contiguously in memory")

@@ -148,6 +148,7 @@ def skeleton(tmp_path: Path, repository: Path) -> Path:
         ("coordinator/a.py", "def f():\n    import torch", "never import torch"),
         ("wire/a.py", "import safetensors", "never import torch"),
         ("privacy/a.py", "import grpc", "privacy is pure"),
+        ("kernels/a.py", "import scipy", "kernels is numeric"),
     ],
 )
 def test_import_contracts_bite(skeleton: Path, file: str, line: str, broken: str) -> None:

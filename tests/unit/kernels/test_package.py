@@ -6,6 +6,7 @@ import doctest
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -35,13 +36,25 @@ def test_the_cpu_path_loads_no_torch() -> None:
 
 
 def test_exports_are_exact() -> None:
-    assert kernels.__all__ == ["weighted_sum"]
+    assert kernels.__all__ == ["gram", "rows", "selection", "weighted_sum"]
     assert set(kernels.__all__) <= set(dir(kernels))
-    assert kernels.weighted_sum.__all__ == ["weighted_sum"]
+    assert kernels.gram.__all__ == ["GramBuilder", "gram", "squared_norm", "squared_norms"]
+    assert kernels.selection.__all__ == ["around_median", "median", "trimmed_mean"]
+    assert kernels.weighted_sum.__all__ == ["BLOCK", "weighted_sum"]
     with pytest.raises(AttributeError, match="no_such_kernel"):
         kernels.no_such_kernel  # noqa: B018
 
 
-def test_examples_in_docstrings_hold() -> None:
-    failed, tried = doctest.testmod(kernels.weighted_sum)
+@pytest.mark.parametrize("kernel", [kernels.gram, kernels.selection, kernels.weighted_sum])
+def test_examples_in_docstrings_hold(kernel: ModuleType) -> None:
+    failed, tried = doctest.testmod(kernel)
     assert (failed, tried > 0) == (0, True)
+
+
+def test_a_kernel_is_imported_without_the_compiler() -> None:
+    code = (
+        "import sys, kernels; kernels.gram, kernels.selection, kernels.weighted_sum;"
+        "print(sorted({'numba', 'llvmlite', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

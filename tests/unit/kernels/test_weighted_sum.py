@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import kernels.weighted_sum as kernel
 from kernels.weighted_sum import reference, weighted_sum
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -64,6 +66,25 @@ def test_strided_rows_and_read_only_rows_are_read_in_place() -> None:
     assert weighted_sum([1.0, 10.0, 100.0], table.T).tolist() == (table @ [1.0, 10.0, 100.0]).tolist()
 
 
+def test_threads_change_no_bit_and_a_float32_result_is_rounded_once() -> None:
+    generator = np.random.default_rng(4)
+    rows = generator.standard_normal((7, 10_001), dtype=np.float32)
+    weights = generator.random(7)
+    whole = weighted_sum(weights, rows)
+    assert same_bits(weighted_sum(weights, rows, threads=2), whole)
+    narrow = weighted_sum(weights, rows, np.empty(10_001, np.float32), threads=2)
+    assert same_bits(narrow, whole.astype(np.float32))
+
+
+def test_the_straight_line_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path))
+    rows = np.random.default_rng(5).standard_normal((5, 1_003), dtype=np.float32)
+    weights = [0.3, -0.0, 1e-3, 2.0, -7.0]
+    expected = reference.weighted_sum(weights, rows).astype(np.float32)
+    monkeypatch.setattr(kernel, "STRAIGHT_WORK", 0)
+    assert same_bits(weighted_sum(weights, rows, np.empty(1_003, np.float32), threads=2), expected)
+
+
 def test_infinities_and_nan_reach_the_result_without_a_warning() -> None:
     rows = [np.float32([np.inf, np.nan, 1]), np.float32([-np.inf, 1, 1])]
     result = weighted_sum([0.5, 0.5], rows)
@@ -96,8 +117,10 @@ def test_misfitting_input_is_refused(
 
 def test_misfitting_output_is_refused() -> None:
     row = np.zeros(2, np.float32)
-    with pytest.raises(TypeError, match="out is float32"):
-        weighted_sum([1.0], [row], np.zeros(2, np.float32))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="out is int32"):
+        weighted_sum([1.0], [row], np.zeros(2, np.int32))  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="contiguously"):
+        weighted_sum([1.0], [row], np.zeros(4)[::2])
     with pytest.raises(ValueError, match=r"out has shape \(3,\)"):
         weighted_sum([1.0], [row], np.zeros(3))
     with pytest.raises(ValueError, match="accumulate"):

@@ -1,0 +1,74 @@
+"""Recipes by name, for configuration; and the two that we recommend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from coordinator.merging.coordinatewise import Bulyan, Median, TrimmedMean
+from coordinator.merging.linear import CenteredClipping, FLTrust, GeometricMedian, Mean, MultiKrum
+from coordinator.merging.preaggregation import NNM, Bucketing, NormClip
+from coordinator.merging.rule import PreAggregator, Recipe, Rule
+from coordinator.merging.spectral import CAF, DnC
+from coordinator.merging.tolerance import Tolerance
+
+Made = TypeVar("Made")
+
+RULES: Final[Mapping[str, Callable[..., Rule]]] = {
+    rule.name: rule
+    for rule in (Mean, Median, TrimmedMean, GeometricMedian, MultiKrum, CenteredClipping, CAF, Bulyan, FLTrust, DnC)
+}
+"""Rules by canonical name."""
+
+PREAGGREGATORS: Final[Mapping[str, Callable[..., PreAggregator]]] = {
+    step.name: step for step in (NormClip, NNM, Bucketing)
+}
+"""Pre-aggregators by canonical name."""
+
+
+def careful() -> Recipe:
+    """Where nobody is suspected: updates clipped to three median norms, then the weighted mean."""
+    return Recipe(steps=(NormClip(times_median=3.0),), rule=Mean(f=0))
+
+
+def robust(f: Tolerance = 0.2, *, private: bool = False) -> Recipe:
+    """Where some may be bad: adaptive clipping, nearest-neighbour mixing, trimmed mean.
+
+    Args:
+        f: How many.
+        private: The updates carry privacy noise, which spreads over all directions: the covariance filter instead.
+    """
+    if private:
+        return Recipe(steps=(NormClip(adaptive=True),), rule=CAF(f=f))
+    return Recipe(steps=(NormClip(adaptive=True), NNM()), rule=TrimmedMean(f=f))
+
+
+def build(
+    rule: str, *, f: Tolerance, before: Sequence[tuple[str, Mapping[str, object]]] = (), **settings: object
+) -> Recipe:
+    """A recipe from names and settings.
+
+    Example:
+        >>> build("trimmed-mean", f=0.2, before=[("norm-clip", {"adaptive": True}), ("nnm", {})]).name
+        'norm-clip(adaptive=True) >> nnm >> trimmed-mean'
+
+    Args:
+        rule: One of `RULES`.
+        f: How many may be bad.
+        before: Names among `PREAGGREGATORS`, with their settings, first to last.
+        settings: Of the rule.
+
+    Raises:
+        ValueError: An unknown name or setting, or a value that can't be.
+    """
+    steps = tuple(_made(PREAGGREGATORS, name, options) for name, options in before)
+    return Recipe(steps=steps, rule=_made(RULES, rule, {**settings, "f": f}))
+
+
+def _made(table: Mapping[str, Callable[..., Made]], name: str, settings: Mapping[str, object]) -> Made:
+    if name not in table:
+        raise ValueError(f"there is no {name!r}; there are {', '.join(table)}")
+    try:
+        return table[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error

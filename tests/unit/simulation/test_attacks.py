@@ -1,0 +1,119 @@
+"""Hostile institutions in whole federations: they take part by the protocol, and the record says what they did."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulation import run as running
+from simulation.run import RECORD, REPORT, Result, simulate
+from tests.unit.simulation.test_simulate import config as small
+from wire import ConfigError, FederationConfig
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker processes: they'd spend longer on their start than on the work."""
+    monkeypatch.setattr(running, "_processes", lambda wanted: 0)
+
+
+def config(
+    attack: str | None, *, honest: int = 3, attackers: int = 1, seconds: list[float] | None = None, **tables: Any
+) -> FederationConfig:
+    total = honest + (attackers if attack else 0)
+    pace = seconds or [1.0] * total
+    hostility = {"attack": attack, "attackers": attackers} if attack else {}
+    return small(
+        seconds=pace,
+        data=[f"digits:{index + 1}/{honest + attackers}" for index in range(total)],
+        **{**tables, "simulation": {"compare_local": False, **hostility, **tables.get("simulation", {})}},
+    )
+
+
+def run(settings: FederationConfig, folder: Path) -> Result:
+    return simulate(settings, folder, lambda event: None, command="fedloom simulate")
+
+
+def outcomes(result: Result) -> list[dict[str, str]]:
+    return [{seat.name: seat.outcome for seat in item.participants} for item in result.record.rounds]
+
+
+@pytest.mark.parametrize("mode", ["plain", "secure"])
+def test_hostile_sites_get_in_by_the_protocol_and_the_record_names_them(tmp_path: Path, mode: str) -> None:
+    settings = config("ipm", honest=3, attackers=2, aggregation={"mode": mode})
+    one = run(settings, tmp_path / "one")
+    assert outcomes(one) == [dict.fromkeys((f"site-{index}" for index in range(5)), "merged")] * 2
+    (said,) = json.loads((tmp_path / "one" / RECORD).read_text())["hostility"]
+    assert (said["attack"], said["institutions"]) == ("ipm", ["site-3", "site-4"])
+    honest = [one.record.final[f"site-{index}"]["accuracy"] for index in range(3)]
+    assert said["score"] == pytest.approx(np.mean(honest))
+    page = (tmp_path / "one" / REPORT).read_text()
+    assert "The hostile institutions" in page and "<strong>site-4</strong>" in page
+    # The same seed gives the same attack, whoever is the slowest.
+    slow = config("ipm", honest=3, attackers=2, aggregation={"mode": mode}, seconds=[9.0, 1.0, 4.0, 0.0, 20.0])
+    assert run(slow, tmp_path / "slow").digest == one.digest
+
+
+def test_the_optimised_attack_makes_the_mean_collapse(tmp_path: Path) -> None:
+    table: dict[str, Any] = {
+        "rounds": {"count": 4},
+        "training": {"local_steps": 10, "batch_size": 32},
+    }
+    ours, theirs = (
+        run(config(attack, honest=10, attackers=3, **table), tmp_path / str(attack))
+        for attack in (None, "ipm-optimised")
+    )
+    accuracy = np.mean([table["accuracy"] for table in ours.record.final.values()])
+    assert not ours.record.hostility
+    assert accuracy > 0.45
+    assert theirs.record.hostility[0].score < 0.2
+
+
+def test_attackers_dont_wait_past_the_deadline_for_an_honest_straggler(tmp_path: Path) -> None:
+    settings = config("alie", seconds=[1.0, 1.0, 5_000.0, 1.0], rounds={"deadline_s": 60.0, "evaluate_every": 0})
+    result = run(settings, tmp_path)
+    expected = {"site-0": "merged", "site-1": "merged", "site-2": "late", "site-3": "merged"}
+    assert outcomes(result)[0] == expected
+    assert math.isnan(result.record.hostility[0].score)
+
+
+@pytest.mark.parametrize("mode", ["plain", "secure"])
+def test_a_nan_is_refused_and_the_run_goes_on_without_the_attacker(tmp_path: Path, mode: str) -> None:
+    result = run(config("nan", honest=4, aggregation={"mode": mode}), tmp_path)
+    for item in outcomes(result):
+        assert "update-not-finite" in item.pop("site-4")
+        assert set(item.values()) == {"merged"}
+    assert result.record.model.version == 2
+
+
+@pytest.mark.parametrize(
+    ("simulation", "named"),
+    [
+        ({"attack": "alie", "attackers": 3}, "attackers = 3 of 4 institutions: two at least must be honest"),
+        ({"attack": "alie"}, "give both"),
+        ({"attack": None, "attackers": 1}, "give both"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(simulation: dict[str, Any], named: str) -> None:
+    settings = small(seconds=[1.0] * 4)
+    with pytest.raises(ConfigError, match=named):
+        settings.changed(simulation=simulation)
+
+
+def test_an_unknown_attack_is_refused_with_the_list_of_attacks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no attack 'alive'") as failure:
+        run(config("alive"), tmp_path / "out")
+    assert "min-max" in failure.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_noise_on_a_lattice_isnt_attacked(tmp_path: Path) -> None:
+    private = {"placement": "shared", "epsilon": 8.0, "sampling_rate": 0.1}
+    settings = config("alie", honest=3, aggregation={"mode": "secure"}, privacy=private)
+    with pytest.raises(ConfigError, match="lattice"):
+        run(settings, tmp_path)

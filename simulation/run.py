@@ -76,7 +76,15 @@ def simulate(
         )
     chosen = _attack(config)
     out.mkdir(parents=True, exist_ok=True)
-    crews = [work.Crew(name=item.name, data=item.data, allow=allow) for item in institutions]
+    crews = [
+        work.Crew(
+            name=item.name,
+            data=item.data,
+            allow=allow,
+            poison=chosen.poison if chosen is not None and item.name in config.simulation.hostile else "",
+        )
+        for item in institutions
+    ]
     workers = work.Workers(crews, _processes(config.simulation.workers))
     try:
         with tempfile.TemporaryDirectory(prefix="fedloom-") as temporary:
@@ -93,7 +101,8 @@ def simulate(
                 shutil.copyfile(model, out / MODEL)
                 record = _record(federation, state, started=started, command=command, alone=alone, gallery=gallery)
                 if chosen is not None:
-                    record = _attacked(record, config, chosen)
+                    success = _success(workers, config, model, folder) if chosen.poison == "backdoor" else math.nan
+                    record = _attacked(record, config, chosen, success)
             finally:
                 federation.close()
     finally:
@@ -232,7 +241,18 @@ def _record(
     )
 
 
-def _attacked(record: report.RunRecord, config: FederationConfig, chosen: Attack) -> report.RunRecord:
+def _success(workers: work.Workers, config: FederationConfig, model: Path, folder: Path) -> float:
+    """The attack success rate of a backdoor in the last version, over the honest institutions' held-out pictures."""
+    honest = [item.name for item in config.simulation.institutions if item.name not in config.simulation.hostile]
+    futures = [
+        workers.submit(name, work.backdoor_success, config.learning(), model, folder / "backdoor") for name in honest
+    ]
+    found = [future.result() for future in futures]
+    total = sum(count for _, count in found)
+    return sum(rate * count for rate, count in found) / total if total else math.nan
+
+
+def _attacked(record: report.RunRecord, config: FederationConfig, chosen: Attack, success: float) -> report.RunRecord:
     """The record with what is to be said of the hostile institutions."""
     hostile, metric = config.simulation.hostile, record.headline_metric.name
     scores = [table[metric] for name, table in record.final.items() if name not in hostile and metric in table]
@@ -242,6 +262,7 @@ def _attacked(record: report.RunRecord, config: FederationConfig, chosen: Attack
         knows=chosen.knows,
         institutions=hostile,
         score=statistics.fmean(scores) if scores else math.nan,
+        success=success,
     )
     institutions = tuple(
         dataclasses.replace(item, description=f"Hostile: {found.attack}.") if item.name in hostile else item

@@ -9,7 +9,7 @@ round) it gives what they hand in. ``attack("alie")`` finds one by name.
     [[-2.0, -2.0]]
 """
 
-from simulation.attacks.base import Attack, Rule, Situation, plain_mean
+from simulation.attacks.base import Attack, Poison, Rule, Situation, plain_mean
 from simulation.attacks.directions import (
     Alie,
     InnerProduct,
@@ -50,6 +50,7 @@ __all__ = [
     "OneCoordinate",
     "OptimisedAlie",
     "OptimisedInnerProduct",
+    "Poison",
     "Rule",
     "SignFlip",
     "Situation",

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from simulation.attacks.base import Float64, Situation
+from wire.errors import FedloomError
 
 _GOLDEN: Final = (math.sqrt(5.0) - 1.0) / 2.0
 
@@ -16,14 +17,14 @@ _GOLDEN: Final = (math.sqrt(5.0) - 1.0) / 2.0
 def harm(situation: Situation, vector: Float64) -> float:
     """How far the merged update is from the honest mean, if all attackers hand in ``vector`` [d].
 
-    A rule that gives something that isn't finite, or refuses with a ValueError, is counted as unharmed: such a round
-    is repeated without the attackers.
+    A rule that gives something that isn't finite, or refuses, is counted as unharmed: such a round is repeated without
+    the attackers.
     """
     rows = np.concatenate([situation.honest, situation.copies(vector)])
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             distance = float(np.linalg.norm(np.asarray(situation.rule(rows), np.float64) - situation.mean))
-    except ValueError:
+    except (ValueError, FedloomError):
         return 0.0
     return distance if math.isfinite(distance) else 0.0
 

@@ -117,3 +117,26 @@ def test_noise_on_a_lattice_isnt_attacked(tmp_path: Path) -> None:
     settings = config("alie", honest=3, aggregation={"mode": "secure"}, privacy=private)
     with pytest.raises(ConfigError, match="lattice"):
         run(settings, tmp_path)
+
+
+def test_a_backdoor_is_in_the_attackers_data_and_its_success_in_the_record(tmp_path: Path) -> None:
+    table: dict[str, Any] = {"training": {"local_steps": 25, "batch_size": 32}, "rounds": {"evaluate_every": 1}}
+    result = run(config("model-replacement", honest=4, attackers=2, **table), tmp_path)
+    (said,) = result.record.hostility
+    assert said.success > 0.6
+    assert "The backdoor opens" in (tmp_path / REPORT).read_text()
+    # The attackers' own accuracy in training is that on poisoned data; who is honest says nothing of a backdoor.
+    plain = run(config("sign-flip", honest=4, attackers=2, rounds={"count": 1}), tmp_path / "plain")
+    assert math.isnan(plain.record.hostility[0].success)
+
+
+def test_an_attack_that_doesnt_fit_the_data_says_so(tmp_path: Path) -> None:
+    settings = config(
+        "backdoor",
+        model={"kind": "linear", "inputs": 324},
+    )
+    institutions = [
+        {"name": item.name, "data": f"{item.data}?features=scattering"} for item in settings.simulation.institutions
+    ]
+    with pytest.raises(Exception, match="no pictures that a model sees"):
+        run(settings.changed(simulation={"institutions": institutions}), tmp_path)

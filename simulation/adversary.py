@@ -16,8 +16,8 @@ import numpy as np
 
 from coordinator.rounds import Round
 from core_model import derive
-from participant.work import Job, Outcome
-from simulation.attacks import Attack, Situation
+from participant.work import Job, Outcome, Prepared
+from simulation.attacks import Attack, Forgery, Situation, Submission
 from simulation.attacks.base import Float32
 from simulation.clock import VirtualClock
 from simulation.merging import rule_of
@@ -62,7 +62,7 @@ class Adversary:
 
     def __init__(
         self,
-        attack: Attack,
+        attack: Attack | Forgery,
         hostile: frozenset[str],
         plan: RunPlan,
         clock: VirtualClock,
@@ -78,6 +78,16 @@ class Adversary:
         self._known = _Known(0)
         self._base: tuple[bytes, Float32] | None = None
         self._last: Float32 | None = None
+        # What each hostile site has trained in this round and in the round before, by number.
+        self._true: dict[str, dict[int, Submission]] = {}
+        self._announced: dict[str, int] = {}
+
+    def announced(self, name: str, prepared: Prepared) -> Prepared:
+        """What a site says of itself when it comes."""
+        if name not in self.hostile or not isinstance(self.attack, Forgery):
+            return prepared
+        self._announced[name] = prepared.examples
+        return dataclasses.replace(prepared, examples=self.attack.announced(prepared.examples))
 
     def trained(self, site: Waiting, job: Job, outcome: Outcome) -> bool:
         """A site's training is done.
@@ -109,7 +119,7 @@ class Adversary:
         """What is known of the job's round; the first word of a round ends the one before."""
         if job.round > self._known.number:
             self._known = _Known(job.round)
-            if self.attack.remembers:
+            if isinstance(self.attack, Attack) and self.attack.remembers:
                 self._remember(job)
         return self._known if job.round == self._known.number else _Known(job.round)
 
@@ -162,18 +172,31 @@ class Adversary:
         waiting = [known.waiting.pop(name) for name in sorted(known.waiting)]
         if not waiting or current is None:
             return
-        if not known.updates:  # nobody to attack: what they trained is all there is
+        if isinstance(self.attack, Forgery):
+            for site, job, outcome in waiting:
+                forged = self._forged(self.attack, site, job, outcome)
+                _hand_in(site, job, dataclasses.replace(outcome, examples=forged.examples), forged.content)
+        elif known.updates:
+            rows = self._updates(self.attack, known, waiting)
+            for (site, job, outcome), row in zip(waiting, rows, strict=True):
+                _hand_in(site, job, outcome, row.astype("<f4", copy=False).tobytes())
+        else:  # nobody to attack: what they trained is all there is
             for site, job, outcome in waiting:
                 site.hand_in(job, outcome)
-            return
-        for (site, job, outcome), row in zip(waiting, self._updates(known, waiting), strict=True):
-            content = np.ascontiguousarray(row, "<f4").data.cast("B")
-            with site.blobs.writer(content.nbytes) as writer:
-                writer.write(content)
-                digest = writer.commit(sync=False)
-            site.hand_in(job, dataclasses.replace(outcome, digest=digest, size=content.nbytes))
 
-    def _updates(self, known: _Known, waiting: list[tuple[Waiting, Job, Outcome]]) -> Float32:
+    def _forged(self, forgery: Forgery, site: Waiting, job: Job, outcome: Outcome) -> Submission:
+        true = Submission(
+            content=site.blobs.path(outcome.digest).read_bytes(),
+            examples=outcome.examples,
+            announced=self._announced.get(site.name, outcome.examples),
+        )
+        kept = self._true.setdefault(site.name, {})
+        kept[job.round] = true
+        earlier = [number for number in kept if number < job.round]
+        self._true[site.name] = {number: kept[number] for number in (*earlier[-1:], job.round)}
+        return forgery(true, kept[earlier[-1]] if earlier else None)
+
+    def _updates(self, attack: Attack, known: _Known, waiting: list[tuple[Waiting, Job, Outcome]]) -> Float32:
         honest = [known.updates[name] for name in sorted(known.updates)]
         counts = [examples for _, examples in honest]
         own_counts = [outcome.examples for _, _, outcome in waiting]
@@ -186,4 +209,11 @@ class Adversary:
             boost=(sum(counts) + sum(own_counts)) / sum(own_counts) / self._plan.aggregation.learning_rate,
             seed=derive(self._plan.rounds.seed, "attack", known.number),
         )
-        return self.attack(situation)
+        return attack(situation)
+
+
+def _hand_in(site: Waiting, job: Job, outcome: Outcome, content: bytes) -> None:
+    with site.blobs.writer(len(content)) as writer:
+        writer.write(content)
+        digest = writer.commit(sync=False)
+    site.hand_in(job, dataclasses.replace(outcome, digest=digest, size=len(content)))

@@ -53,7 +53,7 @@ from privacy.secure_aggregation.members import FederationRoot, MemberList
 from protos import session_pb2 as pb
 from simulation import workers as work
 from simulation.adversary import Adversary
-from simulation.attacks import attack
+from simulation.attacks import behaviour
 from simulation.clock import VirtualClock
 from wire import (
     BlobStore,
@@ -173,6 +173,8 @@ class _Participant:
     def _prepared(self, future: concurrent.futures.Future[Prepared]) -> list[AgentAction]:
         prepared = future.result()
         self.examples = prepared.examples
+        if self._federation.adversary is not None:
+            prepared = self._federation.adversary.announced(self.name, prepared)
         return self.agent.prepared(prepared)
 
     def _later(self, delay_s: float, what: Callable[[], list[AgentAction]]) -> None:
@@ -287,7 +289,7 @@ class Federation:
         if section.attack is None:
             return None
         return Adversary(
-            attack(section.attack),
+            behaviour(section.attack),
             frozenset(section.hostile),
             self.plan,
             self.clock,

@@ -25,7 +25,7 @@ from core_model.config import LearningConfig
 from participant.work import Workbench
 from simulation import report
 from simulation import workers as work
-from simulation.attacks import Attack, attack, description
+from simulation.attacks import Attack, Forgery, behaviour, description
 from simulation.federation import Event, Federation
 from wire import ConfigError, FederationConfig, RunPlan, software, validate
 
@@ -112,7 +112,7 @@ def simulate(
     return Result(folder=out, record=record, digest=state.digest, plan=federation.plan)
 
 
-def _attack(config: FederationConfig) -> Attack | None:
+def _attack(config: FederationConfig) -> Attack | Forgery | None:
     """What the hostile institutions do, if there are any.
 
     Raises:
@@ -127,7 +127,7 @@ def _attack(config: FederationConfig) -> Attack | None:
             "hands in there is a share of a noise on a lattice, for which attacks aren't simulated",
             'Choose placement = "local" or "off", or leave the attack out.',
         )
-    return attack(name)
+    return behaviour(name)
 
 
 def _processes(wanted: int) -> int:
@@ -252,7 +252,9 @@ def _success(workers: work.Workers, config: FederationConfig, model: Path, folde
     return sum(rate * count for rate, count in found) / total if total else math.nan
 
 
-def _attacked(record: report.RunRecord, config: FederationConfig, chosen: Attack, success: float) -> report.RunRecord:
+def _attacked(
+    record: report.RunRecord, config: FederationConfig, chosen: Attack | Forgery, success: float
+) -> report.RunRecord:
     """The record with what is to be said of the hostile institutions."""
     hostile, metric = config.simulation.hostile, record.headline_metric.name
     scores = [table[metric] for name, table in record.final.items() if name not in hostile and metric in table]

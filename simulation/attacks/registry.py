@@ -10,6 +10,7 @@ from typing import Final
 from simulation.attacks.base import Attack
 from simulation.attacks.directions import Alie, InnerProduct, OptimisedAlie, OptimisedInnerProduct, SignFlip
 from simulation.attacks.distances import Mimic, MinMax, MinSum
+from simulation.attacks.protocol import ForgedCount, Forgery, Replay, WrongSize, WrongType
 from simulation.attacks.values import (
     Backdoor,
     Constant,
@@ -48,8 +49,19 @@ _MAKERS: Final[dict[str, Callable[..., Attack]]] = {
     "disjoint": Disjoint,
 }
 
+_FORGERS: Final[dict[str, Callable[..., Forgery]]] = {
+    "forged-count": ForgedCount,
+    "replay": Replay,
+    "wrong-size": WrongSize,
+    "wrong-type": WrongType,
+    "byte-order": functools.partial(WrongType, dtype=">f4"),
+}
+
 ATTACKS: Final = tuple(_MAKERS)
-"""All names, in the order of the documentation."""
+"""Names of the attacks by what is in an update, in the order of the documentation."""
+
+FORGERIES: Final = tuple(_FORGERS)
+"""Names of the attacks on the protocol."""
 
 
 def attack(name: str, **parameters: object) -> Attack:
@@ -65,14 +77,41 @@ def attack(name: str, **parameters: object) -> Attack:
     """
     maker = _MAKERS.get(name)
     if maker is None:
-        near = difflib.get_close_matches(name, ATTACKS, 1)
-        raise ConfigError(
-            f"there is no attack {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-            f"The attacks: {', '.join(ATTACKS)}.",
-        )
+        raise _unknown(name, ATTACKS)
     return maker(**parameters)
 
 
-def description(chosen: Attack) -> str:
+def forgery(name: str, **parameters: object) -> Forgery:
+    """The attack on the protocol of this name.
+
+    Raises:
+        ConfigError, ValueError, TypeError: As :func:`attack`.
+    """
+    maker = _FORGERS.get(name)
+    if maker is None:
+        raise _unknown(name, FORGERIES)
+    return maker(**parameters)
+
+
+def behaviour(name: str) -> Attack | Forgery:
+    """What hostile institutions of a simulation do: an attack of either kind, with its default parameters.
+
+    Raises:
+        ConfigError: There is no such attack; the message names all.
+    """
+    if name not in ATTACKS + FORGERIES:
+        raise _unknown(name, ATTACKS + FORGERIES)
+    return attack(name) if name in ATTACKS else forgery(name)
+
+
+def _unknown(name: str, names: tuple[str, ...]) -> ConfigError:
+    near = difflib.get_close_matches(name, names, 1)
+    return ConfigError(
+        f"there is no attack {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+        f"The attacks: {', '.join(names)}.",
+    )
+
+
+def description(chosen: Attack | Forgery) -> str:
     """The first line of an attack's documentation."""
     return (type(chosen).__doc__ or "").strip().partition("\n")[0]

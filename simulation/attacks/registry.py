@@ -114,4 +114,4 @@ def _unknown(name: str, names: tuple[str, ...]) -> ConfigError:
 
 def description(chosen: Attack | Forgery) -> str:
     """The first line of an attack's documentation."""
-    return (type(chosen).__doc__ or "").strip().partition("\n")[0]
+    return (type(chosen).__doc__ or "").strip().partition("\n")[0].replace("``", "")

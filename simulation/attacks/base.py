@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import ClassVar, Literal, TypeAlias
@@ -30,7 +31,7 @@ def plain_mean(rows: Float32) -> Float64:
     return mean
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Situation:
     """What there is to know in one round.
 
@@ -68,15 +69,18 @@ class Situation:
         """D."""
         return int(self.honest.shape[1])
 
-    @property
+    @functools.cached_property
     def mean(self) -> Float64:
-        """[d] The honest mean."""
-        return plain_mean(self.honest)
+        """[d] The honest mean; read-only."""
+        mean = plain_mean(self.honest)
+        mean.flags.writeable = False
+        return mean
 
-    @property
+    @functools.cached_property
     def deviation(self) -> Float64:
-        """[d] The honest standard deviation of each coordinate, of the population (not of a sample)."""
+        """[d] The honest standard deviation of each coordinate, of the population (not of a sample); read-only."""
         deviation: Float64 = self.honest.std(axis=0, dtype=np.float64)
+        deviation.flags.writeable = False
         return deviation
 
     @property

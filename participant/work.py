@@ -19,6 +19,7 @@ from wire import BlobStore, RunPlan
 
 if TYPE_CHECKING:
     from core_model import GalleryRow
+    from core_model.data.examples import Alteration
     from participant.training import LocalTrainer
 
 
@@ -77,12 +78,14 @@ class Workbench:
         name: The participant's name; it enters the training seed.
         data: The site's data source, as given to ``fedloom participant join --data``.
         allow: Entry points (``module:function``) that the site's policy lets a plan name.
+        alteration: Done to the data first; for simulated sites that are hostile.
     """
 
-    def __init__(self, name: str, data: str, allow: frozenset[str]) -> None:
+    def __init__(self, name: str, data: str, allow: frozenset[str], *, alteration: Alteration | None = None) -> None:
         self.name = name
         self.data = data
         self.allow = allow
+        self._alteration = alteration
         self._trainer: LocalTrainer | None = None
         self._lock = threading.Lock()
 
@@ -103,7 +106,9 @@ class Workbench:
 
         config = validate(LearningConfig, learning, "the run's plan")
         with self._lock:
-            self._trainer = LocalTrainer(config, self.data, name=self.name, allow=self.allow, run=run)
+            self._trainer = LocalTrainer(
+                config, self.data, name=self.name, allow=self.allow, run=run, alteration=self._alteration
+            )
             return Prepared(
                 manifest_hash=self._trainer.manifest_hash,
                 examples=self._trainer.examples,

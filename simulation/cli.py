@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,10 @@ def simulate(
         float | None,
         typer.Option("--epsilon", help="Protect each record with noise, within this privacy budget for the run."),
     ] = None,
+    attack: Annotated[
+        str | None, typer.Option("--attack", help="Make the last institutions hostile, such as alie, ipm, label-flip.")
+    ] = None,
+    attackers: Annotated[int | None, typer.Option("--attackers", min=0, help="How many of them are hostile.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
     """Run a whole federation on this machine and write a report.
@@ -56,7 +61,8 @@ def simulate(
 
     settings = load_federation(config) if config is not None else FederationConfig()
     settings = settings.changed(
-        rounds={"count": rounds, "seed": seed}, simulation={"workers": workers, "compare_local": compare}
+        rounds={"count": rounds, "seed": seed},
+        simulation={"workers": workers, "compare_local": compare, "attack": attack, "attackers": attackers},
     )
     if epsilon is not None:
         settings = _private(settings, epsilon)
@@ -73,6 +79,7 @@ def simulate(
                 "final": record.final,
                 "local_only": record.local_only,
                 "budgets": [dataclasses.asdict(item) for item in record.budgets],
+                "hostility": json.loads(record.to_json())["hostility"],
                 "report": str(out / REPORT),
                 "seconds": round(record.wall_seconds, 1),
             }
@@ -135,6 +142,13 @@ def _summary(record: Any, page: Path) -> None:
     console = Console()
     console.print(f"\n{metric.label[0].upper()}{metric.label[1:]}:", highlight=False)
     console.print(table)
+    for item in record.hostility:
+        success = "" if math.isnan(item.success) else f"; the backdoor opens for {100 * item.success:.1f} %"
+        console.print(
+            f"Hostile ({item.attack}): {', '.join(item.institutions)}. The honest institutions' mean is "
+            f"{_number(item.score, metric.unit)}{success}.",
+            highlight=False,
+        )
     console.print(record.visibility, highlight=False, style="dim")
     if record.budgets:
         console.print(_budgets(record))
@@ -158,7 +172,7 @@ def _budgets(record: Any) -> Any:
 
 
 def _number(value: float | None, unit: str) -> str:
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     return f"{100 * value:.1f} %" if unit == "fraction" else f"{value:.4g}"
 

@@ -52,6 +52,8 @@ from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import FederationRoot, MemberList
 from protos import session_pb2 as pb
 from simulation import workers as work
+from simulation.adversary import Adversary
+from simulation.attacks import behaviour
 from simulation.clock import VirtualClock
 from wire import (
     BlobStore,
@@ -171,6 +173,8 @@ class _Participant:
     def _prepared(self, future: concurrent.futures.Future[Prepared]) -> list[AgentAction]:
         prepared = future.result()
         self.examples = prepared.examples
+        if self._federation.adversary is not None:
+            prepared = self._federation.adversary.announced(self.name, prepared)
         return self.agent.prepared(prepared)
 
     def _later(self, delay_s: float, what: Callable[[], list[AgentAction]]) -> None:
@@ -184,18 +188,30 @@ class _Participant:
         self._later(seconds, functools.partial(self._worked, job, future))
 
     def _worked(self, job: Job, future: concurrent.futures.Future[Outcome]) -> list[AgentAction]:
+        adversary = self._federation.adversary
         if job.task_id in self._abandoned:
             future.cancel()
+            if adversary is not None:
+                adversary.failed(self.name, job)
             return []
         try:
             outcome = future.result()
             self.outcomes[job.round] = outcome
             self._federation.watch(Event("trained", self.name))
+            if adversary is not None and not adversary.trained(self, job, outcome):
+                return []
             return self.agent.worked(job, outcome)
         except Exception as error:
             if not hasattr(error, "code"):
                 raise
+            if adversary is not None:
+                adversary.failed(self.name, job)
             return self.agent.failed(job, error)
+
+    def hand_in(self, job: Job, outcome: Outcome) -> None:
+        """Go on with what the attack made; see ``simulation.adversary``."""
+        if job.task_id not in self._abandoned:
+            self.perform(self.agent.worked(job, outcome))
 
     def _push(self, action: Push) -> None:
         """The upload: under the same rules as over gRPC, from this site's disk to the coordinator's."""
@@ -266,6 +282,20 @@ class Federation:
         self.watch = watch
         self._seen, self._seen_s = (0, 0), self.clock.now_s
         self.participants = {item.name: _Participant(self, item, folder / item.name) for item in institutions}
+        self.adversary = self._adversary(config)
+
+    def _adversary(self, config: FederationConfig) -> Adversary | None:
+        section = config.simulation
+        if section.attack is None:
+            return None
+        return Adversary(
+            behaviour(section.attack),
+            frozenset(section.hostile),
+            self.plan,
+            self.clock,
+            current=lambda: self.hub.machine.state.open_round(),
+            checkpoint=lambda job: self.blobs.path(job.base_digest),
+        )
 
     def run(self) -> RunState:
         """Run all rounds.

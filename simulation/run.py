@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
+import math
 import os
 import platform
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +25,7 @@ from core_model.config import LearningConfig
 from participant.work import Workbench
 from simulation import report
 from simulation import workers as work
+from simulation.attacks import Attack, Forgery, behaviour, description
 from simulation.federation import Event, Federation
 from wire import ConfigError, FederationConfig, RunPlan, software, validate
 
@@ -71,8 +74,17 @@ def simulate(
             f"{config.rounds.min_participants}",
             "Add institutions, or lower min_participants.",
         )
+    chosen = _attack(config)
     out.mkdir(parents=True, exist_ok=True)
-    crews = [work.Crew(name=item.name, data=item.data, allow=allow) for item in institutions]
+    crews = [
+        work.Crew(
+            name=item.name,
+            data=item.data,
+            allow=allow,
+            poison=chosen.poison if chosen is not None and item.name in config.simulation.hostile else "",
+        )
+        for item in institutions
+    ]
     workers = work.Workers(crews, _processes(config.simulation.workers))
     try:
         with tempfile.TemporaryDirectory(prefix="fedloom-") as temporary:
@@ -88,6 +100,9 @@ def simulate(
                 gallery = _gallery(workers, [crew.name for crew in crews], model)
                 shutil.copyfile(model, out / MODEL)
                 record = _record(federation, state, started=started, command=command, alone=alone, gallery=gallery)
+                if chosen is not None:
+                    success = _success(workers, config, model, folder) if chosen.poison == "backdoor" else math.nan
+                    record = _attacked(record, config, chosen, success)
             finally:
                 federation.close()
     finally:
@@ -95,6 +110,24 @@ def simulate(
     (out / RECORD).write_text(record.to_json(), encoding="utf-8")
     report.write_report(record, out / REPORT)
     return Result(folder=out, record=record, digest=state.digest, plan=federation.plan)
+
+
+def _attack(config: FederationConfig) -> Attack | Forgery | None:
+    """What the hostile institutions do, if there are any.
+
+    Raises:
+        ConfigError: There is no such attack, or it can't be simulated in such a run.
+    """
+    name = config.simulation.attack
+    if name is None:
+        return None
+    if config.privacy.distributed:
+        raise ConfigError(
+            f'[simulation] attack = "{name}" with [privacy] placement = "{config.privacy.placement}": what a site '
+            "hands in there is a share of a noise on a lattice, for which attacks aren't simulated",
+            'Choose placement = "local" or "off", or leave the attack out.',
+        )
+    return behaviour(name)
 
 
 def _processes(wanted: int) -> int:
@@ -126,6 +159,7 @@ def _alone(
                 item.name, work.train_alone, folder, initial, config.rounds.seed, number, rounds
             )
             for item in config.simulation.institutions
+            if item.name not in config.simulation.hostile
         }
         for name, future in futures.items():
             future.result()
@@ -205,6 +239,38 @@ def _record(
             for name, receipt in sorted(federation.hub.budgets().items())
         ),
     )
+
+
+def _success(workers: work.Workers, config: FederationConfig, model: Path, folder: Path) -> float:
+    """The attack success rate of a backdoor in the last version, over the honest institutions' held-out pictures."""
+    honest = [item.name for item in config.simulation.institutions if item.name not in config.simulation.hostile]
+    futures = [
+        workers.submit(name, work.backdoor_success, config.learning(), model, folder / "backdoor") for name in honest
+    ]
+    found = [future.result() for future in futures]
+    total = sum(count for _, count in found)
+    return sum(rate * count for rate, count in found) / total if total else math.nan
+
+
+def _attacked(
+    record: report.RunRecord, config: FederationConfig, chosen: Attack | Forgery, success: float
+) -> report.RunRecord:
+    """The record with what is to be said of the hostile institutions."""
+    hostile, metric = config.simulation.hostile, record.headline_metric.name
+    scores = [table[metric] for name, table in record.final.items() if name not in hostile and metric in table]
+    found = report.Hostility(
+        attack=config.simulation.attack or "",
+        description=description(chosen),
+        knows=chosen.knows,
+        institutions=hostile,
+        score=statistics.fmean(scores) if scores else math.nan,
+        success=success,
+    )
+    institutions = tuple(
+        dataclasses.replace(item, description=f"Hostile: {found.attack}.") if item.name in hostile else item
+        for item in record.institutions
+    )
+    return dataclasses.replace(record, hostility=(found,), institutions=institutions)
 
 
 def _round(item: Round) -> report.Round:

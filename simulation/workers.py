@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from participant.work import Job, Outcome, Prepared, Workbench
+from simulation.attacks import Poison
 from wire import BlobStore, RunPlan
+
+if TYPE_CHECKING:
+    from core_model.data.examples import Alteration
 
 _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crew:
-    """What a worker must know of an institution."""
+    """What a worker must know of an institution. ``poison`` is what is done to the data of a hostile one."""
 
     name: str
     data: str
     allow: frozenset[str]
+    poison: Poison = ""
 
 
 class Workers:
@@ -72,8 +78,16 @@ _benches: dict[Crew, Workbench] = {}
 def _call(crew: Crew, work: Callable[..., _T], arguments: tuple[Any, ...]) -> _T:
     bench = _benches.get(crew)
     if bench is None:
-        bench = _benches[crew] = Workbench(crew.name, crew.data, crew.allow)
+        bench = _benches[crew] = Workbench(crew.name, crew.data, crew.allow, alteration=_alteration(crew.poison))
     return work(bench, *arguments)
+
+
+def _alteration(poison: Poison) -> Alteration | None:
+    if not poison:
+        return None
+    from simulation.attacks.data import alteration
+
+    return alteration(poison)
 
 
 def prepare(bench: Workbench, plan: RunPlan) -> Prepared:
@@ -91,6 +105,29 @@ def train_alone(
 ) -> dict[str, float]:
     """One more round of training on the institution's data alone; the scores after the last round, else nothing."""
     return bench.train_alone(folder, initial, seed=seed, round_number=round_number, rounds=rounds)
+
+
+def backdoor_success(bench: Workbench, learning: dict[str, Any], model: Path, folder: Path) -> tuple[float, int]:
+    """The attack success rate of the backdoor at this institution, and the number of pictures that it was tried on."""
+    from simulation.attacks.data import Trigger
+
+    judge = Workbench(bench.name, bench.data, bench.allow, alteration=Trigger().trials)
+    judge.prepare(learning)
+    job = Job(
+        task_id="backdoor",
+        run_id="",
+        train=False,
+        round=1,
+        rounds=1,
+        attempt=1,
+        base_version=0,
+        base_digest=b"",
+        base_size=0,
+        seed=0,
+        evaluate=True,
+    )
+    found = judge.perform(job, model, BlobStore(folder), _unheard, _never)
+    return found.evaluation.get("accuracy", math.nan), found.examples
 
 
 def _unheard(done: int, total: int) -> None:

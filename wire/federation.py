@@ -93,6 +93,14 @@ class SimulationSection(Frozen):
     compare_local: bool = Field(
         default=True, description="Also train each institution alone, to show what the federation adds."
     )
+    attack: str | None = Field(
+        default=None,
+        max_length=64,
+        description="What hostile institutions do, such as alie; docs/robustness.md lists the attacks.",
+    )
+    attackers: int = Field(
+        default=0, ge=0, le=100_000, description="How many institutions are hostile: the last ones of the list."
+    )
     institutions: tuple[SimulatedInstitution, ...] = Field(
         default=tuple(SimulatedInstitution(name=style, data=f"emoji:{style}") for style in _STYLES),
         min_length=1,
@@ -109,6 +117,26 @@ class SimulationSection(Frozen):
                 raise ValueError(f"the name {institution.name!r} appears twice")
             seen.add(institution.name)
         return institutions
+
+    @model_validator(mode="after")
+    def _attackers_leave_a_federation(self) -> Self:
+        if (self.attack is None) != (self.attackers == 0):
+            raise ValueError(
+                f"attack = {self.attack!r} with attackers = {self.attackers}: give both, what hostile institutions do "
+                "and how many they are, or neither"
+            )
+        most = max(0, len(self.institutions) - 2)
+        if self.attackers > most:
+            raise ValueError(
+                f"attackers = {self.attackers} of {len(self.institutions)} institutions: two at least must be honest, "
+                f"so at most {most}"
+            )
+        return self
+
+    @property
+    def hostile(self) -> tuple[str, ...]:
+        """Names of the hostile institutions."""
+        return tuple(item.name for item in self.institutions[len(self.institutions) - self.attackers :])
 
 
 class FederationConfig(Frozen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -69,3 +69,7 @@ class DataSource:
     train: Examples
     evaluation: Mapping[str, Examples]
     classes: int = 0
+
+
+Alteration = Callable[[DataSource], DataSource]
+"""What is done to a site's data before anything learns from them; the simulator's hostile sites poison theirs so."""

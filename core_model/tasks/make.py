@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.utils.data import Dataset, TensorDataset
 
 from core_model.config import LearningConfig
-from core_model.data.examples import Examples
+from core_model.data.examples import Alteration, Examples
 from core_model.data.source import is_user_code, open_source
 from core_model.entry import resolve
 from core_model.errors import DataError, UserCodeError
@@ -16,7 +16,9 @@ from core_model.tasks.custom import CustomTask, cross_entropy
 from core_model.tasks.retrieval import RetrievalTask
 
 
-def make_task(config: LearningConfig, data: str, *, allow: frozenset[str] = frozenset()) -> LearningTask:
+def make_task(
+    config: LearningConfig, data: str, *, allow: frozenset[str] = frozenset(), alteration: Alteration | None = None
+) -> LearningTask:
     """Open an institution's data and build its side of the task.
 
     Args:
@@ -24,6 +26,7 @@ def make_task(config: LearningConfig, data: str, *, allow: frozenset[str] = froz
         data: The site's data source, see :func:`core_model.data.open_source`, or ``module:function`` of a function that
             returns a torch ``Dataset`` or a pair (training, held-out).
         allow: User code that this site lets be imported. Nothing else is, whoever names it.
+        alteration: Done to the data first; not to data that user code returns.
 
     Raises:
         UserCodeError: If ``config`` or ``data`` names code that isn't in ``allow`` or doesn't do what it should.
@@ -38,9 +41,15 @@ def make_task(config: LearningConfig, data: str, *, allow: frozenset[str] = froz
                 f'not from "{data}".',
                 'Use a folder with a manifest, or task kind = "custom" with a loss of your own.',
             )
+        if alteration is not None:
+            raise DataError(
+                f'What the function "{data}" returns can\'t be altered.', "Use a built-in source or a folder."
+            )
         train, held_out = _user_data(data, allow)
         return CustomTask(config, train, held_out, loss, factory)
     source = open_source(data, image_size=config.model.image_size)
+    if alteration is not None:
+        source = alteration(source)
     if config.task.kind == "retrieval":
         return RetrievalTask(config, source)
     if config.task.kind == "classification" and factory is None:

@@ -28,6 +28,7 @@ from core_model import (
     make_task,
     read_vector,
 )
+from core_model.data.examples import Alteration
 from core_model.manifest import Vector
 from core_model.tasks import RetrievalTask
 from participant.privacy import History
@@ -80,6 +81,7 @@ class LocalTrainer:
         name: The participant's name; it enters the seeds.
         allow: User code that this site lets be imported.
         run: The plan, where training is private.
+        alteration: Done to the data first.
 
     Raises:
         CoreModelError: If data, user code or model don't fit.
@@ -94,10 +96,11 @@ class LocalTrainer:
         name: str,
         allow: frozenset[str] = frozenset(),
         run: RunPlan | None = None,
+        alteration: Alteration | None = None,
     ) -> None:
         self._config = config
         self._name = name
-        self._task = make_task(config, data, allow=allow)
+        self._task = make_task(config, data, allow=allow, alteration=alteration)
         self._model = self._task.build_model(0)
         self._manifest = Manifest.of(self._model)
         private = run is not None and run.privacy.placement != "off"

@@ -7,6 +7,7 @@ with a keyboard and with a screen reader. Importing this package loads neither c
 from simulation.report.page import write_report
 from simulation.report.record import (
     Budget,
+    Hostility,
     Institution,
     Metric,
     Model,
@@ -19,6 +20,7 @@ from simulation.report.record import (
 
 __all__ = [
     "Budget",
+    "Hostility",
     "Institution",
     "Metric",
     "Model",

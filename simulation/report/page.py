@@ -32,6 +32,7 @@ TEMPLATES: Final = Path(__file__).parent / "templates"
 # Queries shown at once for an institution, and institutions shown at once; the rest is one click away.
 _QUERIES_SHOWN: Final = 6
 _GALLERIES_SHOWN: Final = 4
+_SHARE: Final = Metric(name="share", label="share")
 _QUANTILES: Final = ((0.0, "lowest"), (0.1, "10 %"), (0.5, "median"), (0.9, "90 %"), (1.0, "highest"))
 
 
@@ -175,6 +176,10 @@ def _context(record: RunRecord, lines: Sequence[Curve], rows: Sequence[Compariso
         "any_loss": any(math.isfinite(part.metrics.get("loss", math.nan)) for part in asked),
         "config": tuple(wording.flat(record.config)),
         "started": wording.moment(record.started),
+        "hostile_score": "".join(wording.number(item.score, record.headline_metric) for item in record.hostility),
+        "hostile_success": "".join(
+            wording.number(item.success, _SHARE) for item in record.hostility if math.isfinite(item.success)
+        ),
         "records": sum(institution.examples for institution in record.institutions),
     }
 

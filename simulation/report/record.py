@@ -139,6 +139,22 @@ class Retrieval:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Hostility:
+    """What hostile institutions did in a simulation.
+
+    ``knows`` says what the attack needs to know, ``score`` is the headline metric of the last version, the mean over
+    the honest institutions. ``success`` is the attack success rate of a backdoor, NaN for other attacks.
+    """
+
+    attack: str
+    description: str
+    knows: str
+    institutions: tuple[str, ...]
+    score: float
+    success: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """A whole run.
 
@@ -162,6 +178,7 @@ class RunRecord:
         gallery: Retrieval examples; empty where the task isn't retrieval.
         visibility: What the coordinator can see in such a run, in words.
         budgets: Each participant's privacy budget after the run; empty where no noise was added.
+        hostility: One item where institutions were hostile, on purpose; none otherwise.
         format: 1.
     """
 
@@ -184,6 +201,7 @@ class RunRecord:
     gallery: tuple[Retrieval, ...] = ()
     visibility: str = ""
     budgets: tuple[Budget, ...] = ()
+    hostility: tuple[Hostility, ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import report_sample
 
-from simulation.report import Institution, Metric, Participation, Picture, Retrieval, RunRecord, write_report
+from simulation.report import Hostility, Institution, Metric, Participation, Picture, Retrieval, RunRecord, write_report
 from simulation.report.page import render
 from wire.errors import ResourceError
 
@@ -120,7 +120,22 @@ def hostile() -> RunRecord:
                 pictures=(Picture(png=report_sample.png(1), caption=HOSTILE, correct=True),),
             ),
         ),
+        hostility=(Hostility(attack=HOSTILE, description=HOSTILE, knows=HOSTILE, institutions=(HOSTILE,), score=0.5),),
     )
+
+
+def attacked() -> RunRecord:
+    """A record with many hostile institutions and a backdoor."""
+    record = report_sample.make_record(institutions=30, rounds=3, queries=0)
+    said = Hostility(
+        attack="model-replacement",
+        description="Boosted.",
+        knows="own data",
+        institutions=tuple(one.name for one in record.institutions[5:]),
+        score=math.nan,
+        success=0.875,
+    )
+    return dataclasses.replace(record, hostility=(said,))
 
 
 def sparse() -> RunRecord:
@@ -155,6 +170,7 @@ RECORDS = {
     "eight": report_sample.make_record(institutions=8, rounds=3, queries=0),
     "hostile": hostile(),
     "sparse": sparse(),
+    "attacked": attacked(),
     "empty": dataclasses.replace(
         report_sample.make_record(institutions=0, rounds=0, queries=0), versions={}, config={}, other_metrics=()
     ),
@@ -356,6 +372,15 @@ def test_hostile_text_stays_text(pages: dict[str, str]) -> None:
     assert "$x^2$" in page.all("li", class_="card")[0].text
     assert "\u202e" not in pages["hostile"]
     assert "\x00" not in pages["hostile"]
+
+
+def test_institutions_that_were_hostile_on_purpose_are_named(pages: dict[str, str]) -> None:
+    page = parse(pages["attacked"])
+    (section,) = (one for one in page.all("section") if "The hostile institutions" in one.text)
+    assert "25 institutions were hostile" in section.text and "and 5 more" in section.text
+    assert "model-replacement" in section.text and "their own data only" in section.text
+    assert "for 87.5 %" in section.text.replace("\u202f", " ")
+    assert "hostile" not in parse(pages["sample"]).text.lower()
 
 
 def test_same_record_same_bytes(pages: dict[str, str]) -> None:

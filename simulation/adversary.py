@@ -1,0 +1,219 @@
+"""The hostile institutions of a simulation: honest in the protocol, hostile in what they hand in.
+
+A hostile site trains, masks, signs and uploads by the same machines as the others. In a round of training it waits
+until the honest sites have trained, since attackers may know everything; then the attack makes its update from theirs,
+and it goes its way in place of the one that the site has trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from coordinator.rounds import Round
+from core_model import derive
+from participant.work import Job, Outcome, Prepared
+from simulation.attacks import Attack, Forgery, Situation, Submission
+from simulation.attacks.base import Float32
+from simulation.clock import VirtualClock
+from simulation.merging import rule_of
+from wire import BlobStore, RunPlan, read_header
+
+# Attackers answer so long before a round's deadline, whoever is missing.
+_MARGIN_S: Final = 1.0
+
+
+class Waiting(Protocol):
+    """A hostile site whose own training is done."""
+
+    name: str
+    blobs: BlobStore
+
+    def hand_in(self, job: Job, outcome: Outcome) -> None:
+        """Go on with this result."""
+
+
+@dataclasses.dataclass
+class _Known:
+    """What the attackers know of a round."""
+
+    number: int
+    updates: dict[str, tuple[Float32, int]] = dataclasses.field(default_factory=dict)
+    silent: set[str] = dataclasses.field(default_factory=set)
+    waiting: dict[str, tuple[Waiting, Job, Outcome]] = dataclasses.field(default_factory=dict)
+    woken: bool = False
+
+
+class Adversary:
+    """All hostile institutions of a federation, who work together.
+
+    Args:
+        attack: What they do.
+        hostile: Their names.
+        plan: The run.
+        clock: The federation's.
+        current: The round that is open at the coordinator.
+        checkpoint: The file of a version that a site is given.
+    """
+
+    def __init__(
+        self,
+        attack: Attack | Forgery,
+        hostile: frozenset[str],
+        plan: RunPlan,
+        clock: VirtualClock,
+        current: Callable[[], Round | None],
+        checkpoint: Callable[[Job], Path],
+    ) -> None:
+        self.attack = attack
+        self.hostile = hostile
+        self._plan = plan
+        self._clock = clock
+        self._current = current
+        self._checkpoint = checkpoint
+        self._known = _Known(0)
+        self._base: tuple[bytes, Float32] | None = None
+        self._last: Float32 | None = None
+        # What each hostile site has trained in this round and in the round before, by number.
+        self._true: dict[str, dict[int, Submission]] = {}
+        self._announced: dict[str, int] = {}
+
+    def announced(self, name: str, prepared: Prepared) -> Prepared:
+        """What a site says of itself when it comes."""
+        if name not in self.hostile or not isinstance(self.attack, Forgery):
+            return prepared
+        self._announced[name] = prepared.examples
+        return dataclasses.replace(prepared, examples=self.attack.announced(prepared.examples))
+
+    def trained(self, site: Waiting, job: Job, outcome: Outcome) -> bool:
+        """A site's training is done.
+
+        Returns:
+            Whether the site may go on. A hostile one goes on by :meth:`Waiting.hand_in`.
+        """
+        if not job.train:
+            return True
+        known = self._of(job)
+        if site.name in self.hostile:
+            known.waiting[site.name] = (site, job, outcome)
+            self._wake(known)
+        else:
+            known.updates[site.name] = (np.fromfile(site.blobs.path(outcome.digest), "<f4"), outcome.examples)
+            known.silent.discard(site.name)
+        # What else happens at this moment may tell more of who takes part.
+        self._clock.after(0.0, self._look)
+        return site.name not in self.hostile
+
+    def failed(self, name: str, job: Job) -> None:
+        """A site has no result of this task."""
+        known = self._of(job)
+        known.silent.add(name)
+        known.waiting.pop(name, None)
+        self._clock.after(0.0, self._look)
+
+    def _of(self, job: Job) -> _Known:
+        """What is known of the job's round; the first word of a round ends the one before."""
+        if job.round > self._known.number:
+            self._known = _Known(job.round)
+            if isinstance(self.attack, Attack) and self.attack.remembers:
+                self._remember(job)
+        return self._known if job.round == self._known.number else _Known(job.round)
+
+    def _remember(self, job: Job) -> None:
+        """Every site is given the versions, so what the last round changed is known to it."""
+        if self._base is not None and self._base[0] == job.base_digest:
+            return
+        path = self._checkpoint(job)
+        vector = np.fromfile(path, "<f4", offset=read_header(path).data_offset)
+        self._last = None if self._base is None else vector - self._base[1]
+        self._base = (job.base_digest, vector)
+
+    def _wake(self, known: _Known) -> None:
+        """Don't wait past the deadline."""
+        current = self._current()
+        if known.woken or current is None:
+            return
+        known.woken = True
+        margin = min(_MARGIN_S, 0.01 * self._plan.rounds.deadline_s)
+
+        def late() -> None:
+            known.woken = False
+            still = self._current()
+            if known is not self._known or still is None or still.number != known.number:
+                return
+            if self._clock.now_s >= still.closes_s - margin:
+                self._go()
+            elif known.waiting:
+                self._wake(known)  # the round was given more time
+
+        self._clock.at(current.closes_s - margin, late)
+
+    def _look(self) -> None:
+        """Go on if every honest site that takes part has spoken."""
+        current, known = self._current(), self._known
+        if current is None or current.number != known.number:
+            return
+        heard = known.updates.keys() | known.silent
+        missing = [
+            name
+            for name, seat in current.seats.items()
+            if name not in self.hostile and name not in heard and seat.outcome == "pending"
+        ]
+        if not missing:
+            self._go()
+
+    def _go(self) -> None:
+        """Make the attackers' updates and hand them in."""
+        known, current = self._known, self._current()
+        waiting = [known.waiting.pop(name) for name in sorted(known.waiting)]
+        if not waiting or current is None:
+            return
+        if isinstance(self.attack, Forgery):
+            for site, job, outcome in waiting:
+                forged = self._forged(self.attack, site, job, outcome)
+                _hand_in(site, job, dataclasses.replace(outcome, examples=forged.examples), forged.content)
+        elif known.updates:
+            rows = self._updates(self.attack, known, waiting)
+            for (site, job, outcome), row in zip(waiting, rows, strict=True):
+                _hand_in(site, job, outcome, row.astype("<f4", copy=False).tobytes())
+        else:  # nobody to attack: what they trained is all there is
+            for site, job, outcome in waiting:
+                site.hand_in(job, outcome)
+
+    def _forged(self, forgery: Forgery, site: Waiting, job: Job, outcome: Outcome) -> Submission:
+        true = Submission(
+            content=site.blobs.path(outcome.digest).read_bytes(),
+            examples=outcome.examples,
+            announced=self._announced.get(site.name, outcome.examples),
+        )
+        kept = self._true.setdefault(site.name, {})
+        kept[job.round] = true
+        earlier = [number for number in kept if number < job.round]
+        self._true[site.name] = {number: kept[number] for number in (*earlier[-1:], job.round)}
+        return forgery(true, kept[earlier[-1]] if earlier else None)
+
+    def _updates(self, attack: Attack, known: _Known, waiting: list[tuple[Waiting, Job, Outcome]]) -> Float32:
+        honest = [known.updates[name] for name in sorted(known.updates)]
+        counts = [examples for _, examples in honest]
+        own_counts = [outcome.examples for _, _, outcome in waiting]
+        situation = Situation(
+            honest=np.stack([vector for vector, _ in honest]),
+            attackers=len(waiting),
+            own=np.stack([np.fromfile(site.blobs.path(outcome.digest), "<f4") for site, _, outcome in waiting]),
+            last=self._last,
+            rule=rule_of(self._plan, [*counts, *own_counts]),
+            boost=(sum(counts) + sum(own_counts)) / sum(own_counts) / self._plan.aggregation.learning_rate,
+            seed=derive(self._plan.rounds.seed, "attack", known.number),
+        )
+        return attack(situation)
+
+
+def _hand_in(site: Waiting, job: Job, outcome: Outcome, content: bytes) -> None:
+    with site.blobs.writer(len(content)) as writer:
+        writer.write(content)
+        digest = writer.commit(sync=False)
+    site.hand_in(job, dataclasses.replace(outcome, digest=digest, size=len(content)))

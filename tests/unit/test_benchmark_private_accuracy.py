@@ -58,6 +58,7 @@ def test_noise_is_what_the_sites_plan(place: private_accuracy.Place, tmp_path: P
         batch_size=training.batch_size,
         steps_per_round=training.steps(records),
         dimension=plan.initial.dimension,
+        layers=1,
         group_factor=1,
     )
     assert site.steps == FULL.steps and site.sampling_rate == private_accuracy.RATE

@@ -135,7 +135,7 @@ def test_the_sum_is_exact(count: int, encoding: Encoding) -> None:
     [
         pytest.param(3, 1, id="3, all"),
         pytest.param(4, 1, id="4, all"),
-        pytest.param(5, 1, id="5, all"),
+        pytest.param(5, 1, id="5, all", marks=pytest.mark.slow),
         pytest.param(6, 11, id="6, sampled"),
     ],
 )

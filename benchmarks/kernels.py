@@ -16,7 +16,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report import Report, Row
+from benchmarks.timing import best_wall_s
 from coordinator.aggregation import FedAdam, FedAvg, MergeJob, ServerOptimizer, Update, merge
 from kernels.weighted_sum import BLOCK, weighted_sum
 from wire import BlobStore
@@ -32,23 +32,12 @@ _ROWS: Final = 4
 _MERGE_TARGET_S: Final = 0.3
 
 
-def best_s(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of several runs in seconds, after one that doesn't count: what the machine allows, not its load."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
 def floor(report: Report, size: int, repeats: int) -> tuple[float, float]:
     """Measure reading and copying ``size`` float32; the speeds in bytes per second (a copy counts both directions)."""
     source = np.ones(size, dtype=np.float32)
     target = np.empty_like(source)
-    read = source.nbytes / best_s(source.max, repeats)
-    copy = 2 * source.nbytes / best_s(lambda: np.copyto(target, source), repeats)
+    read = source.nbytes / best_wall_s(source.max, repeats)
+    copy = 2 * source.nbytes / best_wall_s(lambda: np.copyto(target, source), repeats)
     case = f"{size / 1e6:g} M float32"
     report.add(Row(case=case, metric="read", value=read / 1e9, unit="GB/s", better="higher"))
     report.add(Row(case=case, metric="copy", value=copy / 1e9, unit="GB/s", better="higher"))
@@ -64,13 +53,13 @@ def sums(report: Report, size: int, repeats: int, read: float, copy: float) -> N
     # Rows are read; the result is written, which moves its bytes once in and once out of the cache.
     ideal = sum(row.nbytes for row in rows) / read + 2 * out.nbytes / copy
     for block in (4_096, 16_384, 65_536, BLOCK, 1_048_576):
-        seconds = best_s(functools.partial(weighted_sum, weights, rows, out, block=block), repeats)
+        seconds = best_wall_s(functools.partial(weighted_sum, weights, rows, out, block=block), repeats)
         case = f"weighted_sum {_ROWS} x {size / 1e6:g} M, block {block}"
         report.add(Row(case=case, metric="time", value=1e3 * seconds, unit="ms", better="lower"))
         report.add(Row(case=case, metric="of the floor", value=ideal / seconds, unit="", better="higher"))
-    naive = best_s(lambda: _naive(weights, rows), repeats)
+    naive = best_wall_s(lambda: _naive(weights, rows), repeats)
     case = f"weighted_sum {_ROWS} x {size / 1e6:g} M, block {BLOCK}"
-    ours = best_s(lambda: weighted_sum(weights, rows, out), repeats)
+    ours = best_wall_s(lambda: weighted_sum(weights, rows, out), repeats)
     report.add(
         Row(
             case=case,
@@ -100,7 +89,7 @@ def merges(report: Report, size: int, repeats: int) -> None:
         for optimizer in (FedAvg(), FedAvg(momentum=0.9), FedAdam(learning_rate=0.01)):
             _one_merge(report, blobs, base, updates, optimizer, size, repeats)
         content = memoryview(bytearray(4 * size))
-        hashing = best_s(lambda: hashlib.sha256(content), repeats)
+        hashing = best_wall_s(lambda: hashlib.sha256(content), repeats)
         writing = statistics.median(_write_s(folder / "probe", content) for _ in range(repeats))
         case = f"{size / 1e6:g} M float32"
         report.add(Row(case=case, metric="SHA-256", value=1e3 * hashing, unit="ms", better="lower"))
@@ -120,7 +109,7 @@ def _one_merge(
     state = tuple(blobs.path(digest) for digest in first.state)
     job = MergeJob(base=base, updates=updates, optimizer=optimizer, state=state)
     started = time.process_time()
-    seconds = best_s(lambda: merge(job, blobs), repeats)
+    seconds = best_wall_s(lambda: merge(job, blobs), repeats)
     cpu_s = (time.process_time() - started) / (repeats + 1)
     label = type(optimizer).__name__ + (" with momentum" if optimizer.state_names == ("momentum",) else "")
     case = f"merge {len(updates)} x {size / 1e6:g} M, {label}"

@@ -15,7 +15,6 @@ import functools
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks import merging_peers
 from benchmarks.report import Report, Row
-from benchmarks.timing import best_cpu_s, load
+from benchmarks.timing import best_cpu_s, best_wall_s, load
 from coordinator.merging import (
     CAF,
     NNM,
@@ -87,17 +86,6 @@ EXTRA_BYTES: Final = 16 << 20
 def updates(n: int, d: int) -> Rows:
     """Updates of honest participants, different for each."""
     return np.random.default_rng(n).standard_normal((n, d), dtype=np.float32)
-
-
-def best_wall_s(work: Callable[[], object], repeats: int) -> float:
-    """The shortest wall time of several runs, after one that doesn't count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def label(rule: Rule | Recipe) -> str:

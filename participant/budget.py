@@ -93,8 +93,8 @@ class SiteBudget:
             self._ledger.charge(job.task_id)
 
     def history(self, job: Job) -> History | None:
-        """What the ledger knows of the run when a task begins; None where the run isn't private."""
-        if self._run is None:
+        """What the ledger knows of the run when a task begins; None where nothing follows what the run releases."""
+        if self._run is None or (self._run.plan.noise is None and self._run.plan.adaptive is None):
             return None
         paid = self._paid(job)
         released = frozenset(task.task_id for task in paid if task.phase in (Phase.CHARGED, Phase.SETTLED))

@@ -20,6 +20,7 @@ from wire import BlobStore, RunPlan
 if TYPE_CHECKING:
     from core_model import GalleryRow
     from core_model.data.examples import Alteration
+    from core_model.tasks.base import Evaluation
     from participant.training import LocalTrainer
 
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Job:
     """A task as the site keeps it. ``base_digest`` names the checkpoint to start from.
 
-    ``history`` is what the ledger knows of a private run.
+    ``history`` is what the ledger knows of a run whose noise or clipping norm follows what it releases.
     """
 
     task_id: str
@@ -153,6 +154,12 @@ class Workbench:
             evaluation=scores,
             released=result.released,
         )
+
+    def score(self, checkpoint: Path) -> Evaluation:
+        """What a checkpoint reaches on this site's held-out records."""
+        if self._trainer is None:
+            raise RuntimeError("prepare() comes before score()")
+        return self._trainer.evaluate(self._trainer.read(checkpoint))
 
     def train_alone(
         self, folder: Path, initial: Path, *, seed: int, round_number: int, rounds: int

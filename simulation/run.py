@@ -101,7 +101,7 @@ def simulate(
                 shutil.copyfile(model, out / MODEL)
                 record = _record(federation, state, started=started, command=command, alone=alone, gallery=gallery)
                 if chosen is not None:
-                    success = _success(workers, config, model, folder) if chosen.poison == "backdoor" else math.nan
+                    success = _success(workers, config, model) if chosen.poison == "backdoor" else math.nan
                     record = _attacked(record, config, chosen, success)
             finally:
                 federation.close()
@@ -241,12 +241,10 @@ def _record(
     )
 
 
-def _success(workers: work.Workers, config: FederationConfig, model: Path, folder: Path) -> float:
+def _success(workers: work.Workers, config: FederationConfig, model: Path) -> float:
     """The attack success rate of a backdoor in the last version, over the honest institutions' held-out pictures."""
     honest = [item.name for item in config.simulation.institutions if item.name not in config.simulation.hostile]
-    futures = [
-        workers.submit(name, work.backdoor_success, config.learning(), model, folder / "backdoor") for name in honest
-    ]
+    futures = [workers.submit(name, work.backdoor_success, config.learning(), model) for name in honest]
     found = [future.result() for future in futures]
     total = sum(count for _, count in found)
     return sum(rate * count for rate, count in found) / total if total else math.nan

@@ -107,27 +107,14 @@ def train_alone(
     return bench.train_alone(folder, initial, seed=seed, round_number=round_number, rounds=rounds)
 
 
-def backdoor_success(bench: Workbench, learning: dict[str, Any], model: Path, folder: Path) -> tuple[float, int]:
+def backdoor_success(bench: Workbench, learning: dict[str, Any], model: Path) -> tuple[float, int]:
     """The attack success rate of the backdoor at this institution, and the number of pictures that it was tried on."""
     from simulation.attacks.data import Trigger
 
     judge = Workbench(bench.name, bench.data, bench.allow, alteration=Trigger().trials)
     judge.prepare(learning)
-    job = Job(
-        task_id="backdoor",
-        run_id="",
-        train=False,
-        round=1,
-        rounds=1,
-        attempt=1,
-        base_version=0,
-        base_digest=b"",
-        base_size=0,
-        seed=0,
-        evaluate=True,
-    )
-    found = judge.perform(job, model, BlobStore(folder), _unheard, _never)
-    return found.evaluation.get("accuracy", math.nan), found.examples
+    found = judge.score(model)
+    return found.metrics.get("accuracy", math.nan), found.examples
 
 
 def _unheard(done: int, total: int) -> None:

@@ -7,6 +7,7 @@ import math
 from wire.errors import ConfigError
 from wire.federation import FederationConfig
 from wire.plan import SharedNoise
+from wire.privacy import PrivacySpec
 
 
 def shared_noise(config: FederationConfig, dimension: int) -> SharedNoise | None:
@@ -36,9 +37,33 @@ def shared_noise(config: FederationConfig, dimension: int) -> SharedNoise | None
         except PrivacyError as error:
             raise ConfigError(f"[privacy] {error.message}", error.hint) from None
     records = spec.placement == "shared"
-    batch = float(config.training.get("batch_size", 1)) if records else 1.0
-    # A record that changes its group's gradient moves the sum by two clipping norms.
-    factor = 2 if records and config.task.get("negatives") == "group" else 1
+    return shares(
+        spec,
+        dimension,
+        batch=float(config.training.get("batch_size", 1)) if records else 1.0,
+        # A record that changes its group's gradient moves the sum by two clipping norms.
+        factor=2 if records and config.task.get("negatives") == "group" else 1,
+        multiplier=multiplier,
+        honest=honest,
+    )
+
+
+def shares(
+    spec: PrivacySpec, dimension: int, *, batch: float, factor: int, multiplier: float, honest: int
+) -> SharedNoise:
+    """Shares of which so many honest sites' make all of the noise, on a lattice for so many parameters.
+
+    Args:
+        spec: The clipping norm, and the bits of a site's integers.
+        dimension: d.
+        batch: Records of a step at one site, at most as expected; 1 for whole updates.
+        factor: Sensitivity of the sum, in clipping norms.
+        multiplier: All of the noise, relative to the sensitivity.
+        honest: Sites.
+
+    Raises:
+        ConfigError: The numbers don't fit the ring.
+    """
     grid, value_bits = spec.lattice(dimension, batch, factor * multiplier / math.sqrt(honest))
     sensitivity = factor * spec.clip_norm + grid * math.sqrt(dimension)
     return SharedNoise(

@@ -241,15 +241,10 @@ class SecureRounds(SynchronousRounds):
             self._take(decision, self.attempt.abort(error.code, error.message, now_s), now_s, failed)
         return decision
 
-    def stop(self, now_s: float) -> Decision:
-        """The operator ends the run: an open attempt is given up, so that nothing of it is ever revealed."""
-        decision = Decision()
-        self._finish(decision, "stopped", now_s)
-        return decision
-
     def _finish(self, decision: Decision, reason: FinishReason, now_s: float) -> None:
+        """The run ends: an open attempt is given up, so that nothing of it is ever revealed."""
         if self.attempt is not None:
-            why = {"stopped": "the operator stopped the run"}.get(reason, f"the run is {reason}")
+            why = "the operator stopped the run" if reason == "stopped" else f"the run is {reason}"
             effects = self.attempt.abort(reason.replace(" ", "-"), why, now_s)
             context = self.attempt.context.hash
             self.attempt = None

@@ -28,7 +28,8 @@ from privacy.auditing import OneRun, largest_refuted, one_run
 from privacy.mechanisms.errors import PrivacyError
 from privacy.mechanisms.noise import NoiseKey
 from privacy.mechanisms.plan import PrivacyPlan
-from wire import RunPlan, SharedNoise
+from wire import RunPlan
+from wire.noise import shares
 
 CONFIDENCE: Final = 0.95
 _FRACTIONS: Final = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -204,21 +205,18 @@ def _plan(run: RunPlan, config: LearningConfig, task: CanaryTask, dimension: int
 def with_dimension(run: RunPlan, dimension: int, factor: int) -> RunPlan:
     """The run with its shared noise on a lattice for so many parameters; as it is where noise is local.
 
-    The noise multiplier, the number of honest sites and the bits of a site's integers stay.
+    The noise multiplier and the number of honest sites stay.
     """
     noise = run.shared_noise
     if noise is None:
         return run
-    spec = run.privacy
-    grid, bits = spec.lattice(dimension, noise.grid / noise.quantum, noise.multiplier / math.sqrt(noise.honest))
-    sensitivity = factor * spec.clip_norm + grid * math.sqrt(dimension)
-    changed = SharedNoise(
+    changed = shares(
+        run.privacy,
+        dimension,
+        batch=noise.grid / noise.quantum,
+        factor=factor,
         multiplier=noise.multiplier,
-        share_std=noise.multiplier * sensitivity / math.sqrt(noise.honest) * (1 + 1e-9),
         honest=noise.honest,
-        grid=grid,
-        quantum=grid * noise.quantum / noise.grid,
-        value_bits=bits,
     )
     return run.model_copy(update={"shared_noise": changed})
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
-import random
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import numpy as np
-import torch
 
 from core_model import TrainingConfig
 from participant.privacy_audit.canaries import Canaries, CanaryTask
@@ -25,6 +22,7 @@ from participant.privacy_audit.recorder import (
 )
 from participant.privacy_audit.reference import Loss, ReferenceTask
 from participant.privacy_audit.verdicts import ERROR, Finding, examine
+from participant.training.private.checks import repeatable
 from participant.training.private.loop import Keys, PrivateTraining, participant_share
 from privacy.accounting.events import Placement, Unit
 from privacy.mechanisms.adaptive import AdaptiveNoise
@@ -168,7 +166,7 @@ def check_seeds(keys: Keys = NoiseKey.fresh) -> Finding:
     releases = []
     for _ in range(2):
         task = CanaryTask(ReferenceTask(_BASE), canaries, _CLIP)
-        with _seeded(1):
+        with repeatable(1):
             recorder = Recorder(task, _plan(case, task), max_chunk=_chunk(case, task), keys=keys)
             recorder.rounds(_settings(case), [1])
         releases.append(np.concatenate([step.release for step in recorder.steps]))
@@ -183,21 +181,6 @@ def check_seeds(keys: Keys = NoiseKey.fresh) -> Finding:
         if good
         else "noise follows from the seed of a common generator: whoever guesses that takes it off",
     )
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's common generators from a seed; as before afterwards."""
-    before, legacy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(before)
-        np.random.set_state(legacy)
 
 
 def _coins(case: Case) -> list[np.ndarray[tuple[int], np.dtype[np.bool_]]]:

@@ -116,14 +116,14 @@ class _Seen:
         keys = population.owners(company)
         dense = np.arange(len(company)) if keys is None else np.unique(keys, return_inverse=True)[1]
         place = int(dense[0])
-        with _repeatable(seed or 0):
+        with repeatable(seed or 0):
             batch = task.sampled(company, seed)
-        with _repeatable(seed or 0):
+        with repeatable(seed or 0):
             losses = task.record_losses(model, batch)
             check_losses(losses, len(company) * task.views)
             found = torch.autograd.grad(losses[:rows].sum(), gradients.parameters, materialize_grads=True)
         self.gradient = torch.cat([part.reshape(-1) for part in found]).double()
-        with _repeatable(seed or 0):
+        with repeatable(seed or 0):
             summed = gradients.clipped_sum(
                 lambda: task.record_losses(model, batch),
                 1.0,
@@ -180,7 +180,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @contextlib.contextmanager
-def _repeatable(seed: int) -> Iterator[None]:
+def repeatable(seed: int) -> Iterator[None]:
     """All of Python's, numpy's and torch's common generators from a seed; as before afterwards."""
     state, legacy = random.getstate(), np.random.get_state()
     try:

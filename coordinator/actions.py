@@ -27,10 +27,11 @@ class Close:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Look whether this blob is an update of the right size without NaN or Inf, then call :meth:`Hub.checked`."""
+    """Look whether this blob is an update that can be merged (size, NaN, norm), then call :meth:`Hub.checked`."""
 
     peer: str
     task_id: str
+    round: int
     contribution: Contribution
     metrics: dict[str, float]
     evaluation: dict[str, float]

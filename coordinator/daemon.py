@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from coordinator.actions import Action, Check, Close, Find, Merge, Send, Unmask, Wake
-from coordinator.aggregation import merge_blobs, reveal
+from coordinator.aggregation import Intake, reveal
 from coordinator.hub import Hub
 from coordinator.store import Store
 from privacy.secure_aggregation.errors import SecureAggregationError
 from protos import session_pb2 as pb
-from wire import BlobStore, FedloomError, RefusedError, ResourceError, check_update
+from wire import BlobStore, FedloomError, RefusedError, ResourceError
 
 _log = logging.getLogger("fedloom.coordinator")
 
@@ -70,6 +70,7 @@ class Daemon:
         self.blobs = blobs
         self.lease_s = lease_s
         self.hub: Hub | None = None
+        self._intake: Intake | None = None
         self.message = "The coordinator is preparing the run."
         self.changed = asyncio.Condition()
         self._ready = asyncio.Event()
@@ -82,6 +83,7 @@ class Daemon:
     def open(self, hub: Hub) -> None:
         """Start serving this run; participants that came early have been waiting for it."""
         self.hub = hub
+        self._intake = Intake(self.blobs, hub.plan)
         self._collect_garbage()
         self._ready.set()
         self.perform(hub.start(time.time()))
@@ -187,14 +189,13 @@ class Daemon:
             self._wake_at(time.time() + _RETRY_S)
 
     async def _check(self, check: Check) -> None:
-        assert self.hub is not None
+        assert self.hub is not None and self._intake is not None
         hub, digest = self.hub, bytes.fromhex(check.contribution.digest)
         refusal: RefusedError | None = None
         try:
             if not self.blobs.has(digest):
                 raise RefusedError("update-missing", f"{check.peer} announced an update that it hasn't uploaded")
-            path = self.blobs.path(digest)
-            await asyncio.to_thread(check_update, path, hub.plan.initial.dimension)
+            await asyncio.to_thread(self._intake.take, check.round, check.contribution)
         except RefusedError as error:
             refusal = error
         await self._insist(lambda: self._decide(lambda: hub.checked(check, refusal, time.time())))
@@ -232,17 +233,14 @@ class Daemon:
         )
 
     async def _merge(self, action: Merge) -> None:
-        assert self.hub is not None
-        hub = self.hub
+        assert self.hub is not None and self._intake is not None
+        hub, intake = self.hub, self._intake
         order = action.order
         merging = hub.machine.state.open_round()
         updates = len(merging.done()) if merging is not None else 0
         started = time.perf_counter()
-        merged = await self._insist(lambda: asyncio.to_thread(merge_blobs, self.blobs, hub.plan, order, action.base))
-        digest = merged.digest.hex()
-        await self._insist(
-            lambda: self._decide(lambda: hub.merged(order, digest, merged.size, merged.state, time.time()))
-        )
+        merged = await self._insist(lambda: asyncio.to_thread(intake.merge, order, action.base))
+        await self._insist(lambda: self._decide(lambda: hub.merged(order, merged, time.time())))
         _log.info(
             "round %d: merged %d updates into version %d in %.3f s",
             order.round,

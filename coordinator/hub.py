@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coordinator import messages
 from coordinator.actions import Action, Check, Close, Find, Merge, Published, Send, Unmask, Wake
@@ -39,6 +39,9 @@ from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.statements import PrekeyBatch, Refused, Signed, Upload, kind_of
 from protos import session_pb2 as pb
 from wire import PROTOCOL_VERSION, RefusedError, RunPlan
+
+if TYPE_CHECKING:
+    from coordinator.aggregation import MergeResult
 
 _logger = logging.getLogger("fedloom.coordinator")
 
@@ -128,16 +131,19 @@ class Hub:
         )
         return self._carry(decision, now_s)
 
-    def merged(self, order: BeginMerge, digest: str, size: int, state: tuple[bytes, ...], now_s: float) -> list[Action]:
-        """The merge is on disk under ``digest``, with the server optimizer's vectors ``state``."""
-        decision = self.machine.committed(order, digest, size, now_s)
+    def merged(self, order: BeginMerge, merged: MergeResult, now_s: float) -> list[Action]:
+        """The merge is on disk."""
+        # Of one secure sum there is nothing to tell: whoever it is from, it is what the model changes by.
+        one = self.plan.secure is not None and len(order.contributions) == 1
+        report = {} if one else merged.report.as_json()
+        decision = self.machine.committed(order, merged.digest.hex(), merged.size, now_s, report)
         version = self.machine.state.version
         checkpoint = Checkpoint(
             run_id=self.plan.run_id,
             version=version,
-            digest=bytes.fromhex(digest),
-            size=size,
-            state=state,
+            digest=merged.digest,
+            size=merged.size,
+            state=merged.state,
             created_s=now_s,
         )
         return self._carry(decision, now_s, checkpoint if decision.facts else None)
@@ -387,7 +393,9 @@ class Hub:
             evaluation = messages.checked_metrics(peer, "evaluation", message.evaluation)
         except RefusedError as error:
             return self._refuse(peer, message.task_id, error, now_s)
-        return [Check(peer, message.task_id, contribution, metrics, evaluation)]
+        current = self.machine.state.open_round()
+        assert current is not None  # it expects this update
+        return [Check(peer, message.task_id, current.number, contribution, metrics, evaluation)]
 
     def _evaluation(self, peer: str, known: Presence, message: pb.EvaluationReady, now_s: float) -> list[Action]:
         try:

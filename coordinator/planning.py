@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from coordinator.merging.planning import fewest_updates, recipe_of
 from coordinator.store import Checkpoint, Run
 from wire import (
     CheckpointHeader,
+    ConfigError,
     FederationConfig,
     InitialModel,
     RoundsSpec,
@@ -30,9 +32,11 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
         metrics: Names of the metrics that the task reports (a secure sum tells their means).
 
     Raises:
-        ConfigError: a secure sum of so many participants as a round needs at least has no room for its values.
+        ConfigError: a secure sum of so many participants as a round needs at least has no room for its values; the
+            merging rule can't keep its promise with so few.
         DataError: the file isn't a checkpoint.
     """
+    check_merging(config)
     secure = config.secure_aggregation if config.aggregation.mode == "secure" else None
     if secure is not None:
         secure.encoding(max(config.rounds.min_participants, secure.min_cohort))
@@ -48,6 +52,7 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
         learning=config.learning(),
         rounds=planned_rounds(config),
         aggregation=config.aggregation,
+        merging=config.merging,
         secure=secure,
         privacy=config.privacy,
         shared_noise=noise,
@@ -59,6 +64,31 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
             manifest_hash=header.manifest_hash.hex(),
         ),
     )
+
+
+def check_merging(config: FederationConfig) -> None:
+    """Refuse a merging rule that the smallest possible round couldn't be merged by.
+
+    Raises:
+        ConfigError: An unknown setting, more hostile participants than the rule stands, or a rule that has to look at
+            single updates where sums are secure.
+    """
+    spec = config.merging
+    fewest = fewest_updates(recipe_of(spec, private=config.privacy.placement != "off"))
+    if config.aggregation.mode == "secure":
+        if spec.robust:
+            raise ConfigError(
+                f'[merging] rule = "{spec.rule}" compares updates, and with [aggregation] mode = "secure" the '
+                "coordinator sees one sum only",
+                'Set mode = "plain", or rule = "careful".',
+            )
+        return
+    if config.rounds.min_updates < fewest:
+        raise ConfigError(
+            f'[merging] rule = "{spec.rule}" needs at least {fewest} updates to stand f = {spec.tolerance} hostile '
+            f"participants, and a round may end with [rounds] min_updates = {config.rounds.min_updates}",
+            f"Set min_updates to {fewest} or more, lower f, or choose another rule.",
+        )
 
 
 def planned_rounds(config: FederationConfig) -> RoundsSpec:
@@ -104,6 +134,8 @@ def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
         changed.append("rounds")
     if config.aggregation != plan.aggregation:
         changed.append("aggregation")
+    if config.merging != plan.merging:
+        changed.append("merging")
     if plan.secure is not None and config.secure_aggregation != plan.secure:
         changed.append("secure_aggregation")
     if config.privacy != plan.privacy:

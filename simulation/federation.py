@@ -16,7 +16,7 @@ from typing import Final
 
 from coordinator.actions import Action as HubAction
 from coordinator.actions import Check, Close, Find, Merge, Send, Unmask, Wake
-from coordinator.aggregation import merge_blobs, reveal
+from coordinator.aggregation import Intake, reveal
 from coordinator.hub import Hub
 from coordinator.planning import make_plan, next_run_id, run_records
 from coordinator.rounds import Round, RunState
@@ -62,7 +62,6 @@ from wire import (
     RefusedError,
     RunPlan,
     SimulatedInstitution,
-    check_update,
     software,
 )
 
@@ -272,6 +271,7 @@ class Federation:
         self.store = open_store(place / "coordinator.sqlite")
         metrics = LearningConfig.model_validate(config.learning()).metrics()
         self.plan: RunPlan = make_plan(config, next_run_id(config.federation.name, None), initial, metrics)
+        self.intake = Intake(self.blobs, self.plan)
         self.blobs.put_file(initial)
         self.store.create_run(*run_records(self.plan, self.clock.now_s))
         institutions = config.simulation.institutions
@@ -381,7 +381,7 @@ class Federation:
     def _check(self, check: Check) -> None:
         error: RefusedError | None = None
         try:
-            check_update(self.blobs.path(bytes.fromhex(check.contribution.digest)), self.plan.initial.dimension)
+            self.intake.take(check.round, check.contribution)
         except RefusedError as refused:
             error = refused
         self._perform(self.hub.checked(check, error, self.clock.now_s))
@@ -418,8 +418,8 @@ class Federation:
         return dataclasses.replace(item, seats=seats)
 
     def _merge(self, action: Merge) -> None:
-        merged = merge_blobs(self.blobs, self.plan, action.order, action.base)
-        actions = self.hub.merged(action.order, merged.digest.hex(), merged.size, merged.state, self.clock.now_s)
+        merged = self.intake.merge(action.order, action.base)
+        actions = self.hub.merged(action.order, merged, self.clock.now_s)
         state = self.hub.machine.state
         committed = next(item for item in reversed(state.rounds) if item.version == state.version)
         self.watch(Event("committed", round=self.shown(committed)))

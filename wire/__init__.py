@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wire.federation import FederationConfig, SimulatedInstitution
     from wire.federation import load as load_federation
     from wire.logs import about, set_up_logging
+    from wire.merging import MergingSpec, MergingStep
     from wire.names import check_name
     from wire.noise import shared_noise
     from wire.pki import (
@@ -101,6 +102,7 @@ _HOME = {
     ),
     "federation": ("FederationConfig", "SimulatedInstitution", "load_federation"),
     "logs": ("about", "set_up_logging"),
+    "merging": ("MergingSpec", "MergingStep"),
     "names": ("check_name",),
     "noise": ("shared_noise",),
     "pki": (
@@ -169,6 +171,8 @@ __all__ = [
     "Identity",
     "InitialModel",
     "Listener",
+    "MergingSpec",
+    "MergingStep",
     "PartWriter",
     "PrivacySpec",
     "RefusedError",

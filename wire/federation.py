@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from wire.config import read_toml, validate
 from wire.frozen import Frozen
+from wire.merging import MergingSpec
 from wire.names import Name
 from wire.plan import AggregationSpec, RoundsSpec, SecureSpec
 from wire.privacy import PrivacySpec
@@ -148,6 +149,7 @@ class FederationConfig(Frozen):
     aggregation: AggregationSpec = Field(
         default=AggregationSpec(), description="How the updates of a round become the next version of the model."
     )
+    merging: MergingSpec = Field(default=MergingSpec(), description="How updates become one, whoever sent them.")
     secure_aggregation: SecureSpec = Field(
         default=SecureSpec(), description='Secure sums, where [aggregation] mode = "secure".'
     )

@@ -14,6 +14,7 @@ from privacy.secure_aggregation.tail import TailLayout
 from privacy.transcript import digest
 from wire.errors import ConfigError, RefusedError
 from wire.frozen import Frozen
+from wire.merging import MergingSpec
 from wire.names import Name
 from wire.privacy import PrivacySpec
 
@@ -204,6 +205,7 @@ class RunPlan(Frozen):
     learning: dict[str, Any] = Field(description="Tables model, task and training, as JSON values.")
     rounds: RoundsSpec = Field(description="Rounds.")
     aggregation: AggregationSpec = Field(description="Aggregation.")
+    merging: MergingSpec = Field(default=MergingSpec(), description="How updates become one.")
     secure: SecureSpec | None = Field(description="Secure sums; None for plain averaging.")
     privacy: PrivacySpec = Field(default=PrivacySpec(), description="Noise and its budget.")
     shared_noise: SharedNoise | None = Field(default=None, description="Where sites share the noise.")

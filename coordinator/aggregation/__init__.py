@@ -1,7 +1,7 @@
 """From accepted updates to the next version of the model."""
 
-from coordinator.aggregation.blobs import merge_blobs
 from coordinator.aggregation.check import UpdateRefused
+from coordinator.aggregation.intake import Intake
 from coordinator.aggregation.merge import MergeJob, MergeResult, OptimizerOverflow, Update, merge
 from coordinator.aggregation.optimizer import FedAdam, FedAvg, ServerOptimizer, server_optimizer
 from coordinator.aggregation.reveal import map_upload, reveal, unmask
@@ -9,6 +9,7 @@ from coordinator.aggregation.reveal import map_upload, reveal, unmask
 __all__ = [
     "FedAdam",
     "FedAvg",
+    "Intake",
     "MergeJob",
     "MergeResult",
     "OptimizerOverflow",
@@ -17,7 +18,6 @@ __all__ = [
     "UpdateRefused",
     "map_upload",
     "merge",
-    "merge_blobs",
     "reveal",
     "server_optimizer",
     "unmask",

@@ -14,8 +14,8 @@ from wire import RefusedError
 class UpdateRefused(RefusedError):
     """A participant's update can't enter the model; ``participant`` says whose.
 
-    Codes: "update-missing" (no file), "update-shape" (not 4 bytes for each parameter), "update-not-finite" (NaN or
-    infinity), "examples-invalid" (a negative number of examples).
+    Codes: "update-missing" (no file), "update-shape" (not 4 bytes for each parameter), "update-norm" (too long),
+    "examples-invalid" (a negative number of examples).
     """
 
     def __init__(self, code: str, participant: str, message: str, hint: str = "") -> None:
@@ -54,17 +54,6 @@ def read_update(file: VectorFile, start: int, out: NDArray[np.float32], particip
         file.read(start, out)
     except EOFError as error:
         raise _shape(participant, file.path.stat().st_size, file.size // ITEM) from error
-
-
-def not_finite(participant: str, start: int, part: NDArray[np.float32]) -> UpdateRefused:
-    """The refusal for the first bad coordinate of a slice [m] that begins at ``start``."""
-    first = int(np.argmin(np.isfinite(part)))
-    return UpdateRefused(
-        "update-not-finite",
-        participant,
-        f"The update of {participant} holds {part[first]} at coordinate {start + first}.",
-        "Training diverged there: lower the learning rate, or look at that site's data.",
-    )
 
 
 def _shape(participant: str, size: int, dimension: int) -> UpdateRefused:

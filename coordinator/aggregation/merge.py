@@ -1,17 +1,19 @@
-"""The merge: base checkpoint + example-weighted mean of the updates, through the server optimizer, to a new checkpoint.
+"""The merge: base checkpoint + the updates' one vector, through the server optimizer, to a new checkpoint.
 
-A function over files. It goes through the coordinates once, slice by slice, and holds a few slices whatever the size of
-the model or the number of updates. All arithmetic is coordinate-wise with a fixed order of operations (updates sorted
-by participant), so the files it writes depend neither on the order of arrival nor on the slice size.
+Which vector the updates become is decided by a recipe (``coordinator.merging``) from norms and dot products; here it is
+carried out. A function over files: it goes through the coordinates once, slice by slice, and holds a few slices
+whatever the size of the model or the number of updates. The files it writes depend neither on the order of arrival nor
+on the slice size.
 
-Cost for n updates of d parameters and s vectors of optimizer state: reads 4 d (n + 1 + s) bytes, writes and hashes
-4 d (1 + s).
+Cost for n updates of d parameters and s vectors of optimizer state: reads 4 d (n + 1 + s) bytes, and 4 d n more where
+norms and dot products aren't there yet; writes and hashes 4 d (1 + s).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,21 +22,26 @@ from typing import Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.aggregation.check import UpdateRefused, not_finite, open_update, read_update
+from coordinator.aggregation.check import UpdateRefused, open_update, read_update
 from coordinator.aggregation.files import ITEM, VectorFile
 from coordinator.aggregation.optimizer import ServerOptimizer
-from kernels.weighted_sum import weighted_sum
+from coordinator.merging import Decision, Merger, MergeReport, Recipe, careful
+from kernels.rows import Rows
 from wire import BlobStore, BlobWriter, CheckpointHeader, DataError, RefusedError, read_header
 from wire.codec import all_finite
 
-# Coordinates in a slice: mean, two scratch rows, base and a row take 1 MiB together, which a level-2 cache holds.
+# Coordinates that the optimizer handles at a time: mean, two scratch rows and base take 1 MiB, which a level-2 cache
+# holds.
 SLICE: Final = 1 << 15
 
-# Updates read before they are added up; bounds the memory when there are thousands.
-_BATCH: Final = 8
+# Coordinates that the rule handles at a time. So many that it is worth its while to write out a selection network; the
+# result of a slice takes 4 MiB, the updates are staged in pieces.
+_RULE_SLICE: Final = 1 << 19
 
 # Past this many updates, files are opened for each read: 1,024 descriptors is the usual limit of a process.
-_OPEN_FILES: Final = 256
+OPEN_FILES: Final = 256
+
+_THREADS: Final = len(os.sched_getaffinity(0))
 
 
 class OptimizerOverflow(DataError):
@@ -59,14 +66,22 @@ class MergeJob:
     Attributes:
         base: The checkpoint that the updates are differences to.
         updates: At least one, in any order, one for each participant.
-        optimizer: What turns the mean difference into the next version.
+        optimizer: What turns the merged difference into the next version.
         state: The optimizer's vectors as the last merge left them (raw float32 files), or empty before the first.
+        recipe: What makes one difference of the updates.
+        max_norm: Longer updates are rejected; None for what float32 can't add up.
+        rejected: Who was turned away before, and why: they count against the recipe's f.
+        seed: Of the round, for rules that shuffle.
     """
 
     base: Path
     updates: tuple[Update, ...]
     optimizer: ServerOptimizer
     state: tuple[Path, ...] = ()
+    recipe: Recipe = dataclasses.field(default_factory=careful)
+    max_norm: float | None = None
+    rejected: tuple[tuple[str, str], ...] = ()
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,25 +92,29 @@ class MergeResult:
         digest: SHA-256 of the new checkpoint.
         size: Its bytes.
         state: SHA-256 of each of the optimizer's vectors.
-        examples: Behind all updates together.
+        examples: Behind the updates that were merged.
+        report: What became of each update.
     """
 
     digest: bytes
     size: int
     state: tuple[bytes, ...]
     examples: int
+    report: MergeReport
 
 
-def merge(job: MergeJob, blobs: BlobStore, *, slice_size: int = SLICE) -> MergeResult:
+def merge(job: MergeJob, blobs: BlobStore, *, merger: Merger | None = None, slice_size: int = SLICE) -> MergeResult:
     """Merge updates into the next checkpoint; may run in a worker thread.
 
     Args:
         job: What to merge.
         blobs: Where the new files go. When this returns they are durable; when it raises there is no new checkpoint.
+        merger: One that has taken exactly these updates; made here where None.
         slice_size: Coordinates at a time. Changes speed and memory, never the result.
 
     Raises:
-        UpdateRefused: An update is missing, has the wrong size, holds NaN or infinity, or claims a negative count.
+        UpdateRefused: An update is missing, has the wrong size, or claims a negative count.
+        MergeRefused: The recipe can't keep its promise with what the gate has left: see `Merger.decide`.
         RefusedError: "examples-invalid" when the updates count no examples together.
         OptimizerOverflow: The optimizer's result is too large for float32.
         DataError: The base or a state file is missing, damaged, or holds NaN or infinity.
@@ -103,21 +122,29 @@ def merge(job: MergeJob, blobs: BlobStore, *, slice_size: int = SLICE) -> MergeR
         ValueError: Two updates of one participant, or a number of state files that isn't the optimizer's.
     """
     updates = sorted(job.updates, key=lambda update: update.participant)
-    weights, total = _weights(updates)
+    _check_counts(updates)
     if job.state and len(job.state) != len(job.optimizer.state_names):
         raise ValueError(f"the optimizer has {len(job.optimizer.state_names)} vectors of state, not {len(job.state)}")
     header = _base_header(job.base)
     with ExitStack() as stack:
-        keep_open = len(updates) <= _OPEN_FILES
+        keep_open = len(updates) <= OPEN_FILES
+        files = {
+            item.participant: stack.enter_context(
+                open_update(item.path, header.dimension, item.participant, keep_open=keep_open)
+            )
+            for item in updates
+        }
+        if merger is None:
+            merger = new_merger(job.recipe, header.dimension, job.max_norm)
+            merger.add_all([(item.participant, files[item.participant], item.examples) for item in updates])
+        for name, reason in job.rejected:
+            merger.reject(name, reason)
+        decision = merger.decide(seed=job.seed)
         inputs = _Inputs(
             base=stack.enter_context(_open_own(job.base, header.data_offset, header.dimension)),
             state=[stack.enter_context(_open_own(path, 0, header.dimension)) for path in job.state],
-            updates=[
-                stack.enter_context(open_update(item.path, header.dimension, item.participant, keep_open=keep_open))
-                for item in updates
-            ],
-            names=[item.participant for item in updates],
-            weights=weights,
+            updates=files,
+            decision=decision,
         )
         checkpoint = stack.enter_context(blobs.writer(header.size))
         vectors = [stack.enter_context(blobs.writer(ITEM * header.dimension)) for _ in job.optimizer.state_names]
@@ -126,26 +153,48 @@ def merge(job: MergeJob, blobs: BlobStore, *, slice_size: int = SLICE) -> MergeR
         # The checkpoint last: where it exists, all of the merge does.
         state = tuple(vector.commit() for vector in vectors)
         digest = checkpoint.commit()
-        return MergeResult(digest=digest, size=header.size, state=state, examples=total)
+        return MergeResult(
+            digest=digest,
+            size=header.size,
+            state=state,
+            examples=sum(item.examples for item in updates if item.participant in decision.names),
+            report=decision.report,
+        )
+
+
+def new_merger(recipe: Recipe, dimension: int, max_norm: float | None) -> Merger:
+    """A merger that has taken no update yet; see :class:`MergeJob`."""
+    return Merger(recipe, dimension, max_norm=max_norm, threads=_THREADS)
 
 
 @dataclasses.dataclass
 class _Inputs:
-    """Open files of one merge, updates in the order of their participants' names."""
+    """Open files of one merge, and what to make of the updates."""
 
     base: VectorFile
     state: list[VectorFile]
-    updates: list[VectorFile]
-    names: list[str]
-    weights: NDArray[np.float64]
+    updates: dict[str, VectorFile]
+    decision: Decision
 
-    def mean(self, start: int, rows: NDArray[np.float32], out: NDArray[np.float64]) -> None:
-        """The weighted mean [m] of the updates from coordinate ``start`` on; ``rows`` [batch, m] is working space."""
-        for first in range(0, len(self.updates), len(rows)):
-            batch = rows[: len(self.updates) - first]
-            for index, row in enumerate(batch, start=first):
-                read_update(self.updates[index], start, row, self.names[index])
-            weighted_sum(self.weights[first : first + len(batch)], batch, out, accumulate=first > 0)
+    def merged(self, start: int, count: int) -> NDArray[np.float64]:
+        """The updates' one vector from coordinate ``start`` on, [count]."""
+        rows = Rows([_From(self.updates[name], name, start) for name in self.decision.names], count)
+        if self.decision.weights is not None:
+            return self.decision.write(rows, np.empty(count), threads=_THREADS)
+        return self.decision.write(rows, np.empty(count, np.float32), threads=_THREADS).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class _From:
+    """An update's file from a coordinate on, as a row; errors name the participant."""
+
+    file: VectorFile
+    participant: str
+    start: int
+
+    def read(self, start: int, out: NDArray[np.float32], /) -> None:
+        """Fill ``out`` [m]."""
+        read_update(self.file, self.start + start, out, self.participant)
 
 
 def _run(
@@ -153,36 +202,34 @@ def _run(
 ) -> None:
     """Stream all coordinates from the inputs to the outputs (the checkpoint, then the state)."""
     width = min(slice_size, dimension)
+    whole = max(_RULE_SLICE // width, 1) * width
     vectors = np.empty((len(outputs), width), dtype="<f4")
-    rows = np.empty((min(_BATCH, len(inputs.updates)), width), dtype="<f4")
-    wide = np.empty((3, width), dtype=np.float64)
-    for start in range(0, dimension, width):
-        count = min(width, dimension - start)
-        if count < width:
-            # Fresh arrays for the short last slice keep every row contiguous.
-            vectors, rows, wide = (np.empty((len(a), count), dtype=a.dtype) for a in (vectors, rows, wide))
-        model, *state = vectors
-        inputs.mean(start, rows, wide[0])
-        _read_own(inputs.base, start, model)
-        if inputs.state:
-            for file, vector in zip(inputs.state, state, strict=True):
-                _read_own(file, start, vector)
-        else:
-            for value, vector in zip(optimizer.fresh(), state, strict=True):
-                vector.fill(value)
-        optimizer.step(model, wide[0], state, wide[1:])
-        if not all(all_finite(vector) for vector in vectors):
-            _explain(inputs, optimizer, start, rows[0])
-        for writer, vector in zip(outputs, vectors, strict=True):
-            writer.write(vector.data.cast("B"))
+    scratch = np.empty((2, width), dtype=np.float64)
+    for first in range(0, dimension, whole):
+        merged = inputs.merged(first, min(whole, dimension - first))
+        for start in range(first, first + len(merged), width):
+            count = min(width, dimension - start)
+            if count < width:
+                # Fresh arrays for the short last slice keep every row contiguous.
+                vectors, scratch = (np.empty((len(a), count), dtype=a.dtype) for a in (vectors, scratch))
+            model, *state = vectors
+            _read_own(inputs.base, start, model)
+            if inputs.state:
+                for file, vector in zip(inputs.state, state, strict=True):
+                    _read_own(file, start, vector)
+            else:
+                for value, vector in zip(optimizer.fresh(), state, strict=True):
+                    vector.fill(value)
+            optimizer.step(model, merged[start - first : start - first + count], state, scratch)
+            if not all(all_finite(vector) for vector in vectors):
+                _explain(inputs, optimizer, start, count)
+            for writer, vector in zip(outputs, vectors, strict=True):
+                writer.write(vector.data.cast("B"))
 
 
-def _explain(inputs: _Inputs, optimizer: ServerOptimizer, start: int, part: NDArray[np.float32]) -> NoReturn:
-    """Find out whose fault a result is that isn't finite; ``part`` [m] is working space."""
-    for name, file in zip(inputs.names, inputs.updates, strict=True):
-        read_update(file, start, part, name)
-        if not all_finite(part):
-            raise not_finite(name, start, part)
+def _explain(inputs: _Inputs, optimizer: ServerOptimizer, start: int, count: int) -> NoReturn:
+    """Find out whose fault a result is that isn't finite; the updates are, or the gate had rejected them."""
+    part = np.empty(count, "<f4")
     for file in (inputs.base, *inputs.state):
         _read_own(file, start, part)
         if not all_finite(part):
@@ -192,13 +239,13 @@ def _explain(inputs: _Inputs, optimizer: ServerOptimizer, start: int, part: NDAr
             )
     raise OptimizerOverflow(
         f"The server optimizer {type(optimizer).__name__} left the range of float32 "
-        f"among coordinates {start} to {start + len(part) - 1}.",
+        f"among coordinates {start} to {start + count - 1}.",
         "Lower aggregation.learning_rate in federation.toml and start a new run.",
     )
 
 
-def _weights(updates: Sequence[Update]) -> tuple[NDArray[np.float64], int]:
-    """Each update's share of all examples [n], and their number."""
+def _check_counts(updates: Sequence[Update]) -> None:
+    """Refuse example counts that make no weights."""
     for one, other in itertools.pairwise(updates):
         if one.participant == other.participant:
             raise ValueError(f"two updates of {one.participant} in one merge")
@@ -207,14 +254,12 @@ def _weights(updates: Sequence[Update]) -> tuple[NDArray[np.float64], int]:
             raise UpdateRefused(
                 "examples-invalid", update.participant, f"{update.participant} claims {update.examples} examples."
             )
-    total = sum(update.examples for update in updates)
-    if total == 0:
+    if not any(update.examples for update in updates):
         raise RefusedError(
             "examples-invalid",
             f"{len(updates)} updates count no examples together, so there is nothing to weight them by.",
             "Look at the participants' data: `fedloom coordinator status` shows how many records each has.",
         )
-    return np.array([update.examples / total for update in updates]), total
 
 
 def _base_header(path: Path) -> CheckpointHeader:

@@ -18,10 +18,29 @@ _CONVERGED: Final = 1e-12
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mean(Rule):
-    """The mean, weighted by examples (McMahan et al. 2017). It stands no bad participant."""
+    """The mean, weighted by examples (McMahan et al. 2017). It stands no bad participant.
+
+    Args:
+        times_equal: At least 1. No participant counts for more than one would that has so many times the examples of
+            each other one; None for no such cap where f is 0.
+    """
 
     name: ClassVar[str] = "mean"
     needs_gram: ClassVar[bool] = False
+    times_equal: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a cap that equal participants would exceed."""
+        super().__post_init__()
+        if self.times_equal is not None and not 1 <= self.times_equal < math.inf:
+            raise ValueError(f"times_equal is {self.times_equal}, but must be a finite number of at least 1")
+
+    def largest_share(self, participants: int, bad: int) -> float:
+        """``k / (n - 1 + k)`` for ``times_equal=k``, and no more than any rule allows."""
+        most = super().largest_share(participants, bad)
+        if self.times_equal is None:
+            return most
+        return min(most, self.times_equal / (participants - 1 + self.times_equal))
 
     def require(self, participants: int, bad: int) -> None:
         """Needs 2 f < n, so that a declared f is at least possible; it isn't stood all the same."""

@@ -27,7 +27,6 @@ from coordinator.merging.gate import (
     common_dimension,
     count_fault,
     form_fault,
-    largest_share,
     norm_fault,
 )
 from coordinator.merging.plane import Floats, Plane, Reference
@@ -65,16 +64,16 @@ class Decision:
     def write(
         self,
         rows: Any,
-        out: NDArray[np.float32] | None = None,
+        out: NDArray[Any] | None = None,
         *,
         reference: NDArray[np.float32] | RowReader | None = None,
         threads: int = 1,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """Write the result, or a slice of it.
 
         Args:
             rows: The updates of ``names`` [n, k], all cut to the same k coordinates.
-            out: [k] float32. Allocated where None.
+            out: [k] float32, or float64 for a linear rule, whose sum is then not rounded once more. float32 where None.
             reference: [k] The coordinator's own vector, where the plan uses it.
             threads: That work side by side.
 
@@ -98,9 +97,7 @@ class Decision:
             return around_median(table, plan.around, out, mix=mix, threads=threads)
         return trimmed_mean(table, plan.trim, out, mix=mix, threads=threads)
 
-    def _combine(
-        self, table: Rows, out: NDArray[np.float32] | None, reference: Any, threads: int
-    ) -> NDArray[np.float32]:
+    def _combine(self, table: Rows, out: NDArray[Any] | None, reference: Any, threads: int) -> NDArray[Any]:
         assert self.weights is not None
         used = [int(index) for index in np.flatnonzero(self.weights)]
         parts = [table.parts[index] for index in used]
@@ -179,13 +176,35 @@ class Merger:
         Raises:
             ValueError: A second update of one participant.
         """
-        self._take(name, row, examples)
-        if name in self._rows:
-            self._norms[name] = float(np.sqrt(squared_norm(row, self._dimension)))
+        fault = self.offer(name, row, examples)
+        if fault:
+            self.reject(name, fault)
+            if not form_fault(row, self._dimension):
+                self._norms[name] = self._norm(row)
+        return fault
+
+    def offer(self, name: str, row: Any, examples: float = 1.0) -> str:
+        """As `add`, but a rejected update leaves no trace."""
+        self._new(name)
+        fault = form_fault(row, self._dimension) or count_fault(examples)
+        if fault:
+            return fault
+        norm = self._norm(row)
+        fault = norm_fault(norm, self._max_norm or LARGEST)
+        if not fault:
+            self._examples[name], self._norms[name], self._rows[name] = examples, norm, row
             if self._gram is not None:
                 self._gram.add(row)
-            self._judge(name)
-        return self._faults.get(name, "")
+        return fault
+
+    def reject(self, name: str, reason: str) -> None:
+        """A participant's update was turned away before it came here: it counts as bad.
+
+        Raises:
+            ValueError: It is here already.
+        """
+        self._new(name)
+        self._examples[name], self._norms[name], self._faults[name] = 0.0, float("nan"), reason
 
     def add_all(self, updates: Sequence[tuple[str, Any, float]]) -> None:
         """Take many at once: one pass over them instead of one for each."""
@@ -225,9 +244,11 @@ class Merger:
         self._recipe.require(len(names), bad, reference=reference is not None)
         # The gate's rejections count against f; for the cap they are as good as bad participants.
         examples = np.array([self._examples[name] for name in names])
-        shares = capped_shares(examples, largest_share(len(names), bad))
+        shares = capped_shares(examples, self._recipe.rule.largest_share(len(names), bad))
+        gram = self._plane_gram(names)
         plane = Plane(
-            gram=self._plane_gram(names),
+            gram=gram,
+            lengths=None if gram is not None else np.array([self._norms[name] for name in names]),
             bad=bad,
             shares=shares,
             home=np.arange(len(names)),
@@ -263,9 +284,15 @@ class Merger:
         """The updates of these participants."""
         return Rows([self._rows[name] for name in names], self._dimension)
 
-    def _take(self, name: str, row: Any, examples: float) -> None:
+    def _new(self, name: str) -> None:
         if name in self._examples:
             raise ValueError(f"two updates of {name} in one merge")
+
+    def _norm(self, row: Any) -> float:
+        return float(np.sqrt(squared_norm(row, self._dimension)))
+
+    def _take(self, name: str, row: Any, examples: float) -> None:
+        self._new(name)
         self._examples[name] = examples
         fault = count_fault(examples)
         form = form_fault(row, self._dimension)

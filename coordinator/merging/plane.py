@@ -36,6 +36,7 @@ class Plane:
 
     Attributes:
         gram: [m, m] dot products of the rows; None where the recipe asks for none.
+        lengths: [m] Norms of the rows, for recipes that ask for no more; None where ``gram`` tells them.
         bad: How many of the rows may be bad.
         shares: [m] Each row's share of the examples; they add up to 1.
         mixing: [m, n] The rows as combinations of the updates; None while they are the updates.
@@ -46,6 +47,7 @@ class Plane:
     """
 
     gram: Floats | None
+    lengths: Floats | None = None
     bad: int
     shares: Floats
     mixing: Floats | None = None
@@ -67,6 +69,8 @@ class Plane:
     @functools.cached_property
     def norms(self) -> Floats:
         """L2 norms [m]."""
+        if self.gram is None and self.lengths is not None:
+            return self.lengths
         found: Floats = np.sqrt(np.maximum(np.diagonal(self.dots), 0.0))
         return found
 
@@ -110,8 +114,11 @@ class Plane:
         """The plane of the rows, each times its factor [m]."""
         if np.all(factors == 1.0):
             return self
-        plane = self.mixed(np.diag(factors))
-        return dataclasses.replace(plane, factors=self.factors * factors[self.home])
+        so_far = self.factors * factors[self.home]
+        if self.gram is not None:
+            return dataclasses.replace(self.mixed(np.diag(factors)), factors=so_far)
+        mixing = np.diag(factors) if self.mixing is None else factors[:, None] * self.mixing
+        return dataclasses.replace(self, lengths=self.norms * factors, mixing=mixing, factors=so_far)
 
     def in_updates(self, weights: Floats) -> Floats:
         """Weights of the rows [m] as weights of the updates [n]."""

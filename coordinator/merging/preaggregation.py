@@ -31,6 +31,7 @@ class NormClip(PreAggregator):
     """
 
     name: ClassVar[str] = "norm-clip"
+    needs_gram: ClassVar[bool] = False
     norm: float | None = None
     adaptive: bool = False
     times_median: float | None = None

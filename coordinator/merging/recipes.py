@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from coordinator.merging.coordinatewise import Bulyan, Median, TrimmedMean
 from coordinator.merging.linear import CenteredClipping, FLTrust, GeometricMedian, Mean, MultiKrum
@@ -27,8 +28,8 @@ PREAGGREGATORS: Final[Mapping[str, Callable[..., PreAggregator]]] = {
 
 
 def careful() -> Recipe:
-    """Where nobody is suspected: updates clipped to three median norms, then the weighted mean."""
-    return Recipe(steps=(NormClip(times_median=3.0),), rule=Mean(f=0))
+    """Where nobody is suspected: the mean, of norms up to three median ones and weights up to three equal ones."""
+    return Recipe(steps=(NormClip(times_median=3.0),), rule=Mean(f=0, times_equal=3.0))
 
 
 def robust(f: Tolerance = 0.2, *, private: bool = False) -> Recipe:
@@ -68,7 +69,14 @@ def build(
 def _made(table: Mapping[str, Callable[..., Made]], name: str, settings: Mapping[str, object]) -> Made:
     if name not in table:
         raise ValueError(f"there is no {name!r}; there are {', '.join(table)}")
+    made = table[name]
+    known = [field.name for field in dataclasses.fields(cast(Any, made))]
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"{name} has no setting {unknown[0]!r}; it has {', '.join(item for item in known if item != 'f') or 'none'}"
+        )
     try:
-        return table[name](**settings)
+        return made(**settings)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from coordinator.merging.errors import MergeRefused
+from coordinator.merging.gate import largest_share
 from coordinator.merging.plane import Floats, Indices, Plane
 from coordinator.merging.tolerance import Tolerance, check_tolerance
 
@@ -85,7 +86,10 @@ class Part(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreAggregator(Part):
-    """Turns n updates into m rows that a rule is then applied to; a matrix in the Gram plane."""
+    """Turns n updates into m rows that a rule is then applied to; a matrix in the Gram plane.
+
+    One that mixes rows needs the Gram matrix; one that scales them needs only their norms.
+    """
 
     @abc.abstractmethod
     def apply(self, plane: Plane) -> Plane:
@@ -148,6 +152,10 @@ class Rule(Part):
     def plan(self, plane: Plane) -> Plan:
         """Decide on the result."""
 
+    def largest_share(self, participants: int, bad: int) -> float:
+        """The most that one participant's examples may make it count for."""
+        return largest_share(participants, bad)
+
     def kappa(self, participants: int, bad: int) -> float | None:
         """The kappa for which the rule is published to be (bad, kappa)-robust; None where we know of none.
 
@@ -183,7 +191,7 @@ class Recipe:
 
     @property
     def needs_gram(self) -> bool:
-        """Whether any part looks at dot products."""
+        """Whether any part looks at dot products; the norms of the updates themselves are known without them."""
         return any(part.needs_gram for part in (*self.steps, self.rule))
 
     def require(self, participants: int, bad: int, *, reference: bool = True) -> None:

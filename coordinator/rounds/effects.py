@@ -36,11 +36,15 @@ class Contribution:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeginMerge:
-    """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`."""
+    """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`.
+
+    ``rejected`` are those who handed in what can't be merged, each with the reason.
+    """
 
     round: int
     base_version: int
     contributions: tuple[Contribution, ...]
+    rejected: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

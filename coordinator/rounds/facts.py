@@ -162,13 +162,18 @@ class RoundSealed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VersionCommitted:
-    """The merged model is on disk; it is the global model from now on."""
+    """The merged model is on disk; it is the global model from now on.
+
+    ``report`` is what the merge has to say of each update (``coordinator.merging.MergeReport``, as JSON values); empty
+    where there was one sum to merge.
+    """
 
     round: int
     version: int
     digest: str
     size: int
     committed_s: float
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from coordinator.rounds.effects import (
     AnnounceFinish,
@@ -40,6 +41,9 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.state import Round, RunState
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
+
+# Refusals of an update for what is in it: whoever hands such a one in counts among those that a robust rule must stand.
+_UNMERGEABLE: Final = frozenset({"update-shape", "update-not-finite", "update-norm", "examples-invalid"})
 
 
 class SynchronousRounds:
@@ -181,8 +185,10 @@ class SynchronousRounds:
             self._extend(decision, current, again, now_s + self.spec.deadline_s)
         return decision
 
-    def committed(self, order: BeginMerge, digest: str, size: int, now_s: float) -> Decision:
-        """The merge that :class:`BeginMerge` asked for is on disk."""
+    def committed(
+        self, order: BeginMerge, digest: str, size: int, now_s: float, report: Mapping[str, Any] | None = None
+    ) -> Decision:
+        """The merge that :class:`BeginMerge` asked for is on disk; ``report`` says what became of each update."""
         decision = Decision()
         current = self.state.open_round()
         if current is None or not current.sealed or current.number != order.round:
@@ -190,7 +196,14 @@ class SynchronousRounds:
         version = self.state.version + 1
         self._record(
             decision,
-            VersionCommitted(round=current.number, version=version, digest=digest, size=size, committed_s=now_s),
+            VersionCommitted(
+                round=current.number,
+                version=version,
+                digest=digest,
+                size=size,
+                committed_s=now_s,
+                report=dict(report or {}),
+            ),
         )
         updates = len(current.done())
         decision.effects.append(
@@ -354,6 +367,11 @@ class SynchronousRounds:
             contributions=tuple(
                 Contribution(participant=name, digest=seats[name].digest, examples=seats[name].examples)
                 for name in current.done()
+            ),
+            rejected=tuple(
+                (name, f"{seat.code}: {seat.message}")
+                for name, seat in sorted(seats.items())
+                if seat.outcome == "refused" and seat.code in _UNMERGEABLE
             ),
         )
 

@@ -7,8 +7,8 @@ ones where the old ones may be known in a sum already. Only when a sum is reveal
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from coordinator.rounds.effects import (
     BeginMerge,
@@ -463,13 +463,15 @@ class SecureRounds(SynchronousRounds):
             contributions=(Contribution(participant="secure sum", digest=current.revealed.digest, examples=1),),
         )
 
-    def committed(self, order: BeginMerge, digest: str, size: int, now_s: float) -> Decision:
+    def committed(
+        self, order: BeginMerge, digest: str, size: int, now_s: float, report: Mapping[str, Any] | None = None
+    ) -> Decision:
         """The merge is on disk: the log of results gets its line in the same transaction."""
         current = self.state.open_round()
         log = Decision()
         if current is not None and current.sealed and current.number == order.round:
             self._log(log, current, bytes.fromhex(digest))
-        decision = super().committed(order, digest, size, now_s)
+        decision = super().committed(order, digest, size, now_s, report)
         decision.lines = log.lines + decision.lines
         decision.effects = log.effects + decision.effects
         return decision

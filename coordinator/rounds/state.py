@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from coordinator.rounds.facts import (
     AttemptFailed,
@@ -53,7 +53,8 @@ class SecureAttempt:
 class Round:
     """A round and everyone's seat in it.
 
-    ``version`` is what it committed, None while open or for scoring rounds. ``complaints`` are the messages of refused
+    ``version`` is what it committed, None while open or for scoring rounds, and ``report`` what its merge says of each
+    update. ``complaints`` are the messages of refused
     and declined attempts, also of those that a later attempt replaced. ``attempts`` and ``revealed`` are for secure
     sums.
     """
@@ -71,6 +72,7 @@ class Round:
     revealed: SumRevealed | None = None
     version: int | None = None
     digest: str = ""
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
     closed_s: float | None = None
 
     def pending(self) -> list[str]:
@@ -137,6 +139,7 @@ class RunState:
             if fact.version != self.version + 1:
                 raise ValueError(f"version {fact.version} can't follow version {self.version}")
             current.version, current.digest, current.closed_s = fact.version, fact.digest, fact.committed_s
+            current.report = fact.report
             self.version, self.digest, self.size = fact.version, fact.digest, fact.size
         elif isinstance(fact, EvaluationClosed):
             current.closed_s = fact.closed_s

@@ -45,6 +45,7 @@ from participant.work import Job, Outcome, Prepared
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.statements import Upload, kind_of
 from protos import session_pb2 as pb
+from tests.support.merges import merge_result
 from wire import BlobStore, RefusedError, RunPlan
 
 LEASE_S = 30.0
@@ -300,7 +301,7 @@ class SitesWorld:
 
     def _merge(self, action: Merge) -> None:
         digest = hashlib.sha256(f"version {action.order.round}".encode()).hexdigest()
-        self.perform(self.hub.merged(action.order, digest, self.plan.initial.size, (), self.now))
+        self.perform(self.hub.merged(action.order, merge_result(digest, self.plan.initial.size), self.now))
 
     # ---- what came of it --------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from coordinator.planning import run_records
 from coordinator.store import Checkpoint, Store, Transition, open_store
 from privacy.secure_aggregation.identities import ORIGIN
 from protos import session_pb2 as pb
+from tests.support.merges import merge_result
 from wire import (
     PROTOCOL_VERSION,
     AggregationSpec,
@@ -161,7 +162,7 @@ def test_a_full_round_ends_in_a_merge_and_the_commit_in_new_tasks(bench: Bench) 
     merge = next(action for action in bench.accept("b", "bench-1/1.1/b") if isinstance(action, Merge))
     assert [item.participant for item in merge.order.contributions] == ["a", "b"]
     assert merge.base.version == 0
-    actions = list(bench.hub.merged(merge.order, "ef" * 32, 84, (b"s" * 32,), 5.0))
+    actions = list(bench.hub.merged(merge.order, merge_result("ef" * 32, 84, (b"s" * 32,)), 5.0))
     assert [committed.version for _, committed in sent(actions, "committed")] == [1, 1]
     assert {task.base.digest.hex() for _, task in sent(actions, "task")} == {"ef" * 32}
     checkpoint = bench.store.checkpoint("bench-1")

@@ -14,6 +14,7 @@ from coordinator.membership import ROOT_HERE
 from coordinator.rounds import BeginMerge
 from coordinator.store import Invitation, Member, MemberState
 from protos import control_pb2 as pb
+from tests.support.merges import merge_result
 from tests.unit.coordinator.test_hub import Bench
 from wire import FederationCA, Role
 
@@ -62,7 +63,7 @@ def test_a_round_shows_outcomes_and_the_weighted_loss(bench: Bench) -> None:
     merge = bench.accept("b", "bench-1/1.1/b")[-1]
     assert view(bench).state == "merging"
     order: BeginMerge = merge.order  # type: ignore[attr-defined]
-    bench.hub.merged(order, "ef" * 32, 84, (), 5.0)
+    bench.hub.merged(order, merge_result("ef" * 32, 84), 5.0)
     shown = view(bench)
     assert (shown.version, shown.round, shown.rounds) == (1, 2, 2)
     first = shown.history[0]

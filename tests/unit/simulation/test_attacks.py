@@ -142,17 +142,19 @@ def test_an_attack_that_doesnt_fit_the_data_says_so(tmp_path: Path) -> None:
         run(settings.changed(simulation={"institutions": institutions}), tmp_path)
 
 
-def test_a_forged_count_buys_a_plain_mean_and_no_secure_sum(tmp_path: Path) -> None:
-    """The coordinator takes a participant's word for its records; a secure sum caps what they weigh."""
+def test_a_forged_count_buys_a_bare_mean_and_neither_a_careful_one_nor_a_secure_sum(tmp_path: Path) -> None:
+    """The coordinator takes a participant's word for its records, and caps what they weigh."""
     once = {"rounds": {"count": 1, "evaluate_every": 0}}
-    plain = run(config("forged-count", honest=4, **once), tmp_path / "plain")
-    (seat,) = (seat for seat in plain.record.rounds[0].participants if seat.name == "site-4")
+    bare = {"merging": {"rule": "mean"}}
+    bought = run(config("forged-count", honest=4, **once, **bare), tmp_path / "bought")
+    (seat,) = (seat for seat in bought.record.rounds[0].participants if seat.name == "site-4")
     assert (seat.outcome, seat.examples) == ("merged", 10**9)
-    secure = run(config("forged-count", honest=4, aggregation={"mode": "secure"}, **once), tmp_path / "secure")
-    honest = run(config("sign-flip", honest=4, **once), tmp_path / "honest")
-    moved = {name: _distance(tmp_path / name, tmp_path / "honest") for name in ("plain", "secure")}
-    assert honest.digest != secure.digest
-    assert moved["plain"] > 1.2 * moved["secure"]
+    run(config("forged-count", honest=4, **once), tmp_path / "careful")
+    run(config("forged-count", honest=4, aggregation={"mode": "secure"}, **once), tmp_path / "secure")
+    run(config("sign-flip", honest=4, **once, **bare), tmp_path / "honest count")
+    moved = {name: _distance(tmp_path / name, tmp_path / "honest count") for name in ("bought", "careful", "secure")}
+    assert moved["bought"] > 1.2 * moved["secure"]
+    assert moved["bought"] > 1.2 * moved["careful"]
 
 
 def _distance(one: Path, other: Path) -> float:

@@ -249,7 +249,7 @@ def test_recipes_are_built_from_names() -> None:
 
 
 def test_the_recommended_recipes() -> None:
-    assert careful().name == "norm-clip(times_median=3.0) >> mean"
+    assert careful().name == "norm-clip(times_median=3.0) >> mean(times_equal=3.0)"
     assert robust(0.1, private=True).name == "norm-clip(adaptive=True) >> caf"
     rows = honest_and_bad(10, 1, 40, 2, 1e4)
     assert np.linalg.norm(careful()(rows).value) < 12

@@ -1,0 +1,122 @@
+"""A run's updates by digests: from their arrival to the merge that the round machine orders."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING
+
+from coordinator.aggregation.check import UpdateRefused, open_update
+from coordinator.aggregation.files import VectorFile
+from coordinator.aggregation.merge import OPEN_FILES, MergeJob, MergeResult, Update, merge, new_merger
+from coordinator.aggregation.optimizer import server_optimizer
+from coordinator.merging import Merger
+from coordinator.merging.planning import recipe_of
+from wire import BlobStore, RunPlan, check_update
+
+if TYPE_CHECKING:
+    from coordinator.rounds import BeginMerge, Contribution
+    from coordinator.store import Checkpoint
+
+
+class Intake:
+    """One run's updates, from their arrival to their merge.
+
+    An update is read when it arrives, for its norm and, where the recipe compares updates, with the earlier ones for
+    their dot products: what is left for the merge is one pass. All that is kept in memory only; after a restart the
+    merge begins with a pass for norms and dot products, and comes to the same result.
+
+    Its methods may run in worker threads; one update is taken at a time.
+
+    Args:
+        blobs: Holds base, optimizer state and updates; takes the new files.
+        plan: The run's.
+    """
+
+    def __init__(self, blobs: BlobStore, plan: RunPlan) -> None:
+        self._blobs = blobs
+        self._plan = plan
+        self._recipe = recipe_of(plan.merging, private=plan.privacy.placement != "off")
+        self._lock = threading.Lock()
+        self._round = 0
+        self._merger: Merger | None = None
+        self._taken: dict[str, tuple[Contribution, VectorFile]] = {}
+
+    def take(self, number: int, new: Contribution) -> None:
+        """Look at an update that has arrived for round ``number``.
+
+        Raises:
+            RefusedError: "update-missing", "update-shape", "update-not-finite" or "update-norm".
+            DataError: The file can't be read.
+        """
+        dimension, name = self._plan.initial.dimension, new.participant
+        path = self._blobs.path(bytes.fromhex(new.digest))
+        open_update(path, dimension, name).close()
+        check_update(path, dimension)
+        with self._lock:
+            if number != self._round:
+                self._forget()
+                self._round = number
+            if name in self._taken:
+                return  # which of two answers counts, the round machine decides; the merge looks whether it is this one
+            if self._merger is None:
+                self._merger = new_merger(self._recipe, dimension, self._plan.merging.max_norm)
+            file = open_update(path, dimension, name, keep_open=len(self._taken) < OPEN_FILES)
+            fault = self._merger.offer(name, file, new.examples)
+            if fault:
+                file.close()
+                raise UpdateRefused(
+                    "update-norm",
+                    name,
+                    f"The update of {name} is turned away: {fault}.",
+                    "Training diverged there, or [merging] max_norm of the federation is too low.",
+                )
+            self._taken[name] = (new, file)
+
+    def merge(self, order: BeginMerge, base: Checkpoint) -> MergeResult:
+        """Do the merge that a sealed round asks for.
+
+        Args:
+            order: Whose updates.
+            base: The version they are differences to, with the optimizer's state as of it.
+
+        Raises:
+            FedloomError: As :func:`coordinator.aggregation.merge`.
+        """
+        job = MergeJob(
+            base=self._blobs.path(base.digest),
+            updates=tuple(
+                Update(
+                    participant=item.participant,
+                    path=self._blobs.path(bytes.fromhex(item.digest)),
+                    examples=item.examples,
+                )
+                for item in order.contributions
+            ),
+            optimizer=server_optimizer(self._plan.aggregation),
+            state=tuple(self._blobs.path(digest) for digest in base.state),
+            recipe=self._recipe,
+            max_norm=self._plan.merging.max_norm,
+            rejected=order.rejected,
+            seed=_seed(self._plan.run_id, order.round),
+        )
+        with self._lock:
+            try:
+                return merge(job, self._blobs, merger=self._known(order))
+            finally:
+                self._forget()
+
+    def _known(self, order: BeginMerge) -> Merger | None:
+        """What is known of exactly the updates to be merged, if it is."""
+        taken = sorted((item for item, _ in self._taken.values()), key=lambda item: item.participant)
+        return self._merger if order.round == self._round and tuple(taken) == order.contributions else None
+
+    def _forget(self) -> None:
+        for _, file in self._taken.values():
+            file.close()
+        self._taken, self._merger = {}, None
+
+
+def _seed(run_id: str, number: int) -> int:
+    """Of what a rule draws in a round: the same after a restart."""
+    return int.from_bytes(hashlib.sha256(f"fedloom/merge/{run_id}/{number}".encode()).digest()[:8], "big") >> 1

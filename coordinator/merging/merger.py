@@ -331,6 +331,8 @@ class Merger:
         place = {name: index for index, name in enumerate(self._rows)}
         chosen = [place[name] for name in names]
         found: Floats = self._gram.finish()[np.ix_(chosen, chosen)]
+        # One way to round, whether updates came one by one or all at once.
+        self._norms.update(zip(names, np.sqrt(np.diagonal(found)).tolist(), strict=True))
         return found
 
     def _reference(self, names: Sequence[str], reference: Any) -> Reference | None:

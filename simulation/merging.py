@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from coordinator.merging import MergeRefused
+from coordinator.merging.planning import recipe_of
 from simulation.attacks import Rule
 from simulation.attacks.base import Float32, Float64
 from wire import RunPlan
@@ -14,13 +16,21 @@ from wire import RunPlan
 def rule_of(plan: RunPlan, examples: Sequence[int]) -> Rule:
     """The rule of a run, for updates [n, d] with these example counts [n].
 
-    It is the one place that knows which rule a plan asks for. Today that is the weighted mean; under secure sums, of
-    updates that the participants' own machines clip, and with capped weights. Rounding is left out.
+    Where updates are visible it is the recipe of the plan; what the recipe refuses to merge moves nothing. Under secure
+    sums it is the weighted mean, with capped weights, of updates that the participants' own machines clip. Rounding is
+    left out.
     """
     counts = np.asarray(examples, np.float64)
     if plan.secure is None:
-        shares = counts / counts.sum()
-        return lambda rows: np.asarray(shares @ rows.astype(np.float64))
+        recipe = recipe_of(plan.merging, private=plan.privacy.placement != "off")
+
+        def merged(rows: Float32) -> Float32:
+            try:
+                return recipe(rows, examples=counts, max_norm=plan.merging.max_norm).value
+            except MergeRefused:
+                return np.zeros(rows.shape[1], np.float32)
+
+        return merged
     spec = plan.secure
     weights = np.minimum(counts, spec.weight_cap)
 

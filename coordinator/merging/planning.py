@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from coordinator.merging.errors import MergeRefused
 from coordinator.merging.recipes import build, careful, robust
 from coordinator.merging.rule import Recipe
 from coordinator.merging.tolerance import Tolerance, bad_count
-from wire import ConfigError
+from wire import ConfigError, RunPlan
 from wire.merging import MergingSpec
 
 _FRACTIONS: Final = 20_000  # participants; see below
@@ -34,6 +35,29 @@ def recipe_of(spec: MergingSpec, *, private: bool) -> Recipe:
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"[merging] {error}", "docs/robustness.md lists rules, steps and their settings.") from None
+
+
+def guarantee(plan: RunPlan) -> str:
+    """What the merging rule of a run stands, for a person: with as many updates as its smallest first round has."""
+    spec = plan.merging
+    recipe = recipe_of(spec, private=plan.privacy.placement != "off")
+    if not spec.robust:
+        what = "the mean of what comes"
+        if plan.secure is not None:
+            what = "one sum, for which each site's own machine limits norm and weight"
+        elif spec.rule == "careful":
+            what = "the mean of updates no longer than three median norms, with weights up to three equal ones"
+        return f"Merging: {what}. It stands mishaps, and no participant that is hostile on purpose."
+    count = plan.rounds.participants_per_round or plan.rounds.min_participants
+    bad = bad_count(spec.tolerance, count)
+    kappa = recipe.kappa(count, bad)
+    bound = (
+        f" The result is then no further from the honest mean than {math.sqrt(kappa):.2g} times the honest updates' "
+        "root-mean-square distance from it."
+        if kappa is not None
+        else ""
+    )
+    return f"Merging: {recipe.name}. Of {count} updates it stands {bad} hostile ones, whatever is in them.{bound}"
 
 
 def fewest_updates(recipe: Recipe) -> int:

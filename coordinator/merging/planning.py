@@ -61,9 +61,7 @@ def guarantee(plan: RunPlan) -> str:
 
 
 def fewest_updates(recipe: Recipe) -> int:
-    """The fewest updates with which the recipe stands the ``f`` that it declares, and one bad participant at least.
-
-    A recipe that declares none (f = 0) needs one update.
+    """The fewest updates with which the recipe stands the ``f`` that it declares: one at least, unless f is 0.
 
     Formal Guarantees:
         A round that merges so many updates or more is never refused for its tolerance, also if more were handed in
@@ -73,8 +71,6 @@ def fewest_updates(recipe: Recipe) -> int:
         ConfigError: No number is enough.
     """
     f = recipe.rule.f or 0
-    if not f:
-        return 1
     # A fraction's whole part jumps, so that a number may be enough and the next one not; beyond the last one that
     # isn't, all are. 0.4999 of n and 2 / 0.0002 is the worst that configuration can name.
     last = _FRACTIONS if isinstance(f, float) else 8 * f + 16
@@ -84,8 +80,8 @@ def fewest_updates(recipe: Recipe) -> int:
             f"[merging] {recipe.name} can't stand f = {f} hostile participants, however many there are",
             "Lower f, or choose another rule.",
         )
-    for count in range(last - 1, 0, -1):
-        if bad_count(f, count) == 0 or _refusal(recipe, f, count) is not None:
+    for count in range(last, 0, -1):
+        if (f and bad_count(f, count) == 0) or _refusal(recipe, f, count) is not None:
             return count + 1
     return 1
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from protos import control_pb2 as pb
 
 _RECENT = 5
+_UPDATES = 20
 _PRIVACY = ("epsilon spent", "left", "at delta")
 
 
@@ -31,6 +32,8 @@ def as_dict(status: pb.Status) -> dict[str, Any]:
         item["model"] = source.model.digest.hex()
         if math.isnan(source.weighted_loss):
             item["weighted_loss"] = None
+        for update in item.get("merge", {}).get("updates", ()):
+            update.update({name: None for name in ("norm", "distance", "score") if update.get(name) == "NaN"})
     return body
 
 
@@ -47,10 +50,12 @@ def render(status: pb.Status) -> Group:
     parts: list[Any] = [head, Text(status.message), _participants(status)]
     if status.history:
         parts.append(_rounds(status))
+    merged = next((item for item in reversed(status.history) if item.HasField("merge")), None)
+    if merged is not None:
+        parts += _merge(merged)
     for item in status.history[-_RECENT:]:
         parts += [Text(f"Round {item.round}, {text}", style="yellow") for text in item.failures[-_RECENT:]]
-    if status.visibility:
-        parts.append(Text(status.visibility, style="dim"))
+    parts += [Text(text, style="dim") for text in (status.visibility, status.guarantee) if text]
     if status.root:
         parts.append(Text(status.root, style="dim"))
     if status.refusals:
@@ -88,6 +93,29 @@ def _round_cells(item: pb.RoundStatus) -> list[str]:
     people = ", ".join(f"{seat.name} {seat.outcome}" for seat in item.participants[:8])
     more = f" and {len(item.participants) - 8} more" if len(item.participants) > 8 else ""
     return [str(item.round), str(item.version or ""), f"{item.seconds:.1f}", loss, people + more]
+
+
+def _merge(item: pb.RoundStatus) -> list[Any]:
+    """The last merge: a line for each update that wasn't simply kept, the others counted."""
+    report = item.merge
+    kept = [update for update in report.updates if update.verdict == "kept"]
+    head = f"Round {item.round} merged by {report.rule}: {len(kept)} of {len(report.updates)} updates kept as they were"
+    parts: list[Any] = [Text(f"{head}, {report.tolerated} hostile ones tolerated.")]
+    others = sorted((item for item in report.updates if item.verdict != "kept"), key=lambda item: item.verdict)[::-1]
+    if others:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("update", "verdict", "norm", "weight", "why"):
+            table.add_column(name, justify="right" if name in ("norm", "weight") else "left", overflow="fold")
+        for update in others[:_UPDATES]:
+            style = "red" if update.verdict == "rejected" else "yellow"
+            norm = "" if math.isnan(update.norm) else f"{update.norm:.3g}"
+            table.add_row(
+                update.participant, Text(update.verdict, style=style), norm, f"{update.weight:.3g}", update.reason
+            )
+        parts.append(table)
+        if len(others) > _UPDATES:
+            parts.append(Text(f"and {len(others) - _UPDATES} more: --json shows all", style="dim"))
+    return [*parts, *(Text(f"Round {item.round}: {text}", style="yellow") for text in report.warnings)]
 
 
 class Follower:

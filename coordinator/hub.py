@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from coordinator import messages
 from coordinator.actions import Action, Check, Close, Find, Merge, Published, Send, Unmask, Wake
 from coordinator.budgets import check_follows, checked_receipt
+from coordinator.merging.planning import guarantee
 from coordinator.rounds import (
     AnnounceFinish,
     AnnounceVersion,
@@ -80,6 +81,7 @@ class Hub:
         self.store = store
         self.plan = plan
         self.lease_s = lease_s
+        self.guarantee = guarantee(plan)
         self._audited = plan.secure.audited_rounds if plan.secure is not None else 0
         self.presence: dict[str, Presence] = {}
         self._plan_bytes = plan.canonical()

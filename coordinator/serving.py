@@ -156,7 +156,10 @@ async def open_run(
         await asyncio.to_thread(blobs.put_file, path)
         store.create_run(*run_records(plan, time.time()))
     lease_s = config.coordinator.lease_s
-    running.daemon.open(Hub(store, plan, running.membership, lease_s=lease_s, now_s=time.time()))
+    hub = Hub(store, plan, running.membership, lease_s=lease_s, now_s=time.time())
+    for text in (plan.visibility, hub.guarantee):
+        _log.info("%s", text, extra={"run": plan.run_id})
+    running.daemon.open(hub)
     return plan
 
 

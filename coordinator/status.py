@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Mapping
+from typing import Any, Final
 
 from coordinator.hub import Hub, Presence
 from coordinator.rounds import Round, Seat
@@ -11,6 +13,8 @@ from coordinator.store import Member, MemberState
 from protos import control_pb2 as pb
 from protos import session_pb2
 from wire import Identity
+
+_NUMBERS: Final = ("norm", "share", "weight", "kept_fraction", "score", "distance", "factor")
 
 
 def view(hub: Hub, message: str, now_s: float) -> pb.Status:
@@ -33,6 +37,7 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
         refusals=refusals,
         message=message,
         visibility=hub.plan.visibility,
+        guarantee=hub.guarantee,
     )
 
 
@@ -126,6 +131,7 @@ def _round(item: Round, now_s: float) -> pb.RoundStatus:
         model=session_pb2.Blob(digest=bytes.fromhex(item.digest)) if item.digest else None,
         weighted_loss=metrics.get("loss", loss),
         metrics=metrics,
+        merge=_merge(item.report) if item.report else None,
         failures=[
             f"attempt {attempt.failed.attempt}: {attempt.failed.code}: {attempt.failed.message}"
             for attempt in item.attempts
@@ -142,6 +148,27 @@ def _round(item: Round, now_s: float) -> pb.RoundStatus:
             for name, seat in sorted(item.seats.items())
         ],
     )
+
+
+def _merge(report: Mapping[str, Any]) -> pb.MergeReport:
+    """A stored report; numbers that JSON doesn't have are stored as text."""
+    return pb.MergeReport(
+        rule=report["rule"],
+        tolerated=report["tolerated"],
+        remaining=report["remaining"],
+        kappa=_number(report["kappa"]),
+        updates=[_update(item) for item in report["participants"]],
+        warnings=report["warnings"],
+    )
+
+
+def _update(item: Mapping[str, Any]) -> pb.MergedUpdate:
+    numbers: dict[str, Any] = {name: _number(item[name]) for name in _NUMBERS}
+    return pb.MergedUpdate(participant=item["participant"], verdict=item["verdict"], reason=item["reason"], **numbers)
+
+
+def _number(value: float | str | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def outcome(item: Round, seat: Seat) -> str:

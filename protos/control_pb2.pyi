@@ -70,6 +70,7 @@ class Status(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     VISIBILITY_FIELD_NUMBER: _builtins.int
+    GUARANTEE_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     run_id: _builtins.str
@@ -85,6 +86,8 @@ class Status(_message.Message):
     """one sentence for a person: what it is waiting for"""
     visibility: _builtins.str
     """for a person: what the coordinator can see in this run"""
+    guarantee: _builtins.str
+    """for a person: what the merging rule stands"""
     root: _builtins.str
     """for a person: where the federation root is, and who waits for its signature"""
     @_builtins.property
@@ -112,11 +115,12 @@ class Status(_message.Message):
         refusals: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         message: _builtins.str = ...,
         visibility: _builtins.str = ...,
+        guarantee: _builtins.str = ...,
         root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version", "visibility", b"visibility"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "guarantee", b"guarantee", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,6 +250,7 @@ class RoundStatus(_message.Message):
     WEIGHTED_LOSS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    MERGE_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     version: _builtins.int
     """0 while open"""
@@ -265,6 +270,10 @@ class RoundStatus(_message.Message):
     def failures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """of attempts at a secure sum that ended without one, in words"""
 
+    @_builtins.property
+    def merge(self) -> Global___MergeReport:
+        """once merged, unless there was one sum to merge"""
+
     def __init__(
         self,
         *,
@@ -276,14 +285,120 @@ class RoundStatus(_message.Message):
         weighted_loss: _builtins.float = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         failures: _abc.Iterable[_builtins.str] | None = ...,
+        merge: Global___MergeReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["merge", b"merge", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "metrics", b"metrics", "model", b"model", "participants", b"participants", "round", b"round", "seconds", b"seconds", "version", b"version", "weighted_loss", b"weighted_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "merge", b"merge", "metrics", b"metrics", "model", b"model", "participants", b"participants", "round", b"round", "seconds", b"seconds", "version", b"version", "weighted_loss", b"weighted_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundStatus: _TypeAlias = RoundStatus  # noqa: Y015
+
+@_typing.final
+class MergeReport(_message.Message):
+    """What a merge did to each update; coordinator.merging.MergeReport says what the fields mean."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    TOLERATED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    KAPPA_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    tolerated: _builtins.int
+    """hostile participants declared, of all who handed something in"""
+    remaining: _builtins.int
+    """of these, left for the rule after the gate's rejections"""
+    kappa: _builtins.float
+    @_builtins.property
+    def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___MergedUpdate]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        tolerated: _builtins.int = ...,
+        remaining: _builtins.int = ...,
+        kappa: _builtins.float | None = ...,
+        updates: _abc.Iterable[Global___MergedUpdate] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kappa", b"_kappa", "kappa", b"kappa"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kappa", b"_kappa", "kappa", b"kappa", "remaining", b"remaining", "rule", b"rule", "tolerated", b"tolerated", "updates", b"updates", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kappa: _TypeAlias = _typing.Literal["kappa"]  # noqa: Y015
+    _WhichOneofArgType__kappa: _TypeAlias = _typing.Literal["_kappa", b"_kappa"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kappa) -> _WhichOneofReturnType__kappa | None: ...
+
+Global___MergeReport: _TypeAlias = MergeReport  # noqa: Y015
+
+@_typing.final
+class MergedUpdate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    KEPT_FRACTION_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    participant: _builtins.str
+    """with sums of groups: the members' names, joined by "+" """
+    verdict: _builtins.str
+    """"kept", "clipped", "rejected" """
+    reason: _builtins.str
+    norm: _builtins.float
+    """as it was handed in; NaN where it has none"""
+    share: _builtins.float
+    """of the examples, after the cap"""
+    weight: _builtins.float
+    """its factor in the result, over all coordinates on average"""
+    kept_fraction: _builtins.float
+    score: _builtins.float
+    distance: _builtins.float
+    factor: _builtins.float
+    """by which clipping scaled it"""
+    def __init__(
+        self,
+        *,
+        participant: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        norm: _builtins.float = ...,
+        share: _builtins.float = ...,
+        weight: _builtins.float = ...,
+        kept_fraction: _builtins.float | None = ...,
+        score: _builtins.float | None = ...,
+        distance: _builtins.float | None = ...,
+        factor: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distance", b"_distance", "_kept_fraction", b"_kept_fraction", "_score", b"_score", "distance", b"distance", "kept_fraction", b"kept_fraction", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance", b"_distance", "_kept_fraction", b"_kept_fraction", "_score", b"_score", "distance", b"distance", "factor", b"factor", "kept_fraction", b"kept_fraction", "norm", b"norm", "participant", b"participant", "reason", b"reason", "score", b"score", "share", b"share", "verdict", b"verdict", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__distance: _TypeAlias = _typing.Literal["distance"]  # noqa: Y015
+    _WhichOneofArgType__distance: _TypeAlias = _typing.Literal["_distance", b"_distance"]  # noqa: Y015
+    _WhichOneofReturnType__kept_fraction: _TypeAlias = _typing.Literal["kept_fraction"]  # noqa: Y015
+    _WhichOneofArgType__kept_fraction: _TypeAlias = _typing.Literal["_kept_fraction", b"_kept_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distance) -> _WhichOneofReturnType__distance | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kept_fraction) -> _WhichOneofReturnType__kept_fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___MergedUpdate: _TypeAlias = MergedUpdate  # noqa: Y015
 
 @_typing.final
 class ParticipantRound(_message.Message):

@@ -48,6 +48,9 @@ def simulate(
         str | None, typer.Option("--attack", help="Make the last institutions hostile, such as alie, ipm, label-flip.")
     ] = None,
     attackers: Annotated[int | None, typer.Option("--attackers", min=0, help="How many of them are hostile.")] = None,
+    rule: Annotated[
+        str | None, typer.Option("--rule", help="How updates are merged, such as robust; see [merging].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")] = False,
 ) -> None:
     """Run a whole federation on this machine and write a report.
@@ -62,6 +65,7 @@ def simulate(
     settings = load_federation(config) if config is not None else FederationConfig()
     settings = settings.changed(
         rounds={"count": rounds, "seed": seed},
+        merging={"rule": rule},
         simulation={"workers": workers, "compare_local": compare, "attack": attack, "attackers": attackers},
     )
     if epsilon is not None:
@@ -79,6 +83,7 @@ def simulate(
                 "final": record.final,
                 "local_only": record.local_only,
                 "budgets": [dataclasses.asdict(item) for item in record.budgets],
+                "guarantee": record.guarantee,
                 "hostility": json.loads(record.to_json())["hostility"],
                 "report": str(out / REPORT),
                 "seconds": round(record.wall_seconds, 1),
@@ -149,7 +154,8 @@ def _summary(record: Any, page: Path) -> None:
             f"{_number(item.score, metric.unit)}{success}.",
             highlight=False,
         )
-    console.print(record.visibility, highlight=False, style="dim")
+    for text in (record.visibility, record.guarantee):
+        console.print(text, highlight=False, style="dim")
     if record.budgets:
         console.print(_budgets(record))
     console.print(

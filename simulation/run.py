@@ -234,6 +234,7 @@ def _record(
         other_metrics=tuple(metrics[1:]),
         gallery=tuple(gallery),
         visibility=plan.visibility,
+        guarantee=federation.hub.guarantee,
         budgets=tuple(
             report.Budget(
                 name=name,
@@ -280,6 +281,9 @@ def _attacked(
 
 
 def _round(item: Round) -> report.Round:
+    # With sums of groups the report is about groups, which are called by their members' names.
+    said = {name: update for update in item.report.get("participants", ()) for name in update["participant"].split("+")}
+    verdicts = {name: {key: update[key] for key in ("verdict", "reason", "weight")} for name, update in said.items()}
     return report.Round(
         number=item.number,
         version=item.version or 0,
@@ -292,9 +296,11 @@ def _round(item: Round) -> report.Round:
                 examples=seat.examples,
                 metrics=seat.metrics,
                 evaluation=seat.evaluation,
+                **verdicts.get(name, {}),
             )
             for name, seat in sorted(item.seats.items())
         ),
+        warnings=tuple(item.report.get("warnings", ())),
     )
 
 

@@ -54,7 +54,6 @@ def explain(facts: Facts) -> MergeReport:
             verdict=Verdict.REJECTED,
             reason=fault,
             norm=facts.norms.get(name, float("nan")),
-            weight=0.0,
         )
         for name, fault in facts.faults.items()
     ]
@@ -73,13 +72,17 @@ def _accepted(facts: Facts) -> list[ParticipantReport]:
     scores = facts.plan.scores
     dropped = np.isin(home, facts.plan.dropped)
     deviations = robust_deviations(scores) if scores is not None else np.zeros(len(facts.after))
-    kept = None if isinstance(facts.plan, Combination) else kept_fractions(facts)[home]
+    rows_kept = None if isinstance(facts.plan, Combination) else kept_fractions(facts)
+    kept = None if rows_kept is None else rows_kept[home]
+    # What a selection keeps of the rows, it takes the mean of.
+    weights = facts.after.in_updates(rows_kept / rows_kept.sum()) if rows_kept is not None else facts.weights
+    assert weights is not None
     distances = _distances(facts)
     found = []
     for index, name in enumerate(facts.names):
         row = int(home[index])
         factor = float(facts.after.factors[index])
-        weight = None if facts.weights is None else float(facts.weights[index])
+        weight = float(weights[index])
         verdict, reason = Verdict.KEPT, ""
         if dropped[index] or weight == 0.0:
             verdict = Verdict.REJECTED

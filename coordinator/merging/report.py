@@ -32,8 +32,9 @@ class ParticipantReport:
         reason: Why, in a few words; empty for kept.
         norm: L2 norm of the update as sent, in float64; not finite where the update isn't, NaN where it has no shape.
         share: Its share of the examples after the cap, in [0, 1]; what weighted rules start from.
-        weight: The factor of its update in the result; None for rules that select at each coordinate.
-        kept_fraction: For those: at how much of a sample of coordinates its value (or that of its mixture) was used.
+        weight: The factor of its update in the result; for rules that select at each coordinate, the mean over a sample
+            of coordinates. Of n updates that count alike each has 1 / n.
+        kept_fraction: For those rules: at how much of the sample its value (or that of its mixture) was used.
         score: What the rule judged it by; larger is worse. None where the rule has no score.
         distance: From the update to the result; None for rules that select at each coordinate.
         factor: By which clipping scaled it, in [0, 1].
@@ -44,7 +45,7 @@ class ParticipantReport:
     reason: str = ""
     norm: float
     share: float = 0.0
-    weight: float | None = None
+    weight: float = 0.0
     kept_fraction: float | None = None
     score: float | None = None
     distance: float | None = None

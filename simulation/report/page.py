@@ -24,6 +24,7 @@ from simulation.report.summary import (
     quantile,
     round_rows,
     score,
+    verdicts,
 )
 from wire.errors import ResourceError
 
@@ -171,6 +172,7 @@ def _context(record: RunRecord, lines: Sequence[Curve], rows: Sequence[Compariso
         "galleries": galleries[:_GALLERIES_SHOWN] if len(record.institutions) > FEW else galleries,
         "more_galleries": galleries[_GALLERIES_SHOWN:] if len(record.institutions) > FEW else (),
         "rounds": round_rows(record),
+        "verdicts": verdicts(record),
         "any_score": any(record.headline_metric.name in part.evaluation for part in asked),
         "any_alone": any(finite(table.values()) for table in record.local_only.values()),
         "any_loss": any(math.isfinite(part.metrics.get("loss", math.nan)) for part in asked),

@@ -83,7 +83,9 @@ class Participation:
     """What one participant did in one round.
 
     ``outcome`` is "merged" or the reason why not. ``metrics`` are of its training. ``evaluation`` scores, on its local
-    data, the model that the round *started from*; it is empty where none was asked for.
+    data, the model that the round *started from*; it is empty where none was asked for. ``verdict`` is what the merge
+    made of its update, or of its group's: "kept", "clipped", "rejected", or nothing where there was one sum; ``reason``
+    says why, ``weight`` is the factor in the result that it, or its group, had.
     """
 
     name: str
@@ -91,17 +93,24 @@ class Participation:
     examples: int = 0
     metrics: Metrics = dataclasses.field(default_factory=dict)
     evaluation: Metrics = dataclasses.field(default_factory=dict)
+    verdict: str = ""
+    reason: str = ""
+    weight: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Round:
-    """One round: the version it committed (0 if none), that version's digest in hex, its length in virtual seconds."""
+    """One round: the version it committed (0 if none), that version's digest in hex, its length in virtual seconds.
+
+    ``warnings`` are the merge's, each a sentence.
+    """
 
     number: int
     version: int
     digest: str = ""
     seconds: float = 0.0
     participants: tuple[Participation, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,6 +186,7 @@ class RunRecord:
         other_metrics: More metrics worth showing, in order.
         gallery: Retrieval examples; empty where the task isn't retrieval.
         visibility: What the coordinator can see in such a run, in words.
+        guarantee: What its merging rule stands, in words.
         budgets: Each participant's privacy budget after the run; empty where no noise was added.
         hostility: One item where institutions were hostile, on purpose; none otherwise.
         format: 1.
@@ -200,6 +210,7 @@ class RunRecord:
     other_metrics: tuple[Metric, ...] = ()
     gallery: tuple[Retrieval, ...] = ()
     visibility: str = ""
+    guarantee: str = ""
     budgets: tuple[Budget, ...] = ()
     hostility: tuple[Hostility, ...] = ()
     format: int = FORMAT

@@ -15,6 +15,11 @@ from simulation.report.record import Metric, Metrics, Participation, Round, RunR
 # More institutions than this share no colours, cards or lines of their own: the page shows their distribution.
 FEW: Final = 8
 
+_WEIGHT: Final = Metric(name="weight", label="weight")
+
+MOST_ROWS: Final = 40
+"""Institutions in the table of verdicts."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
@@ -68,6 +73,34 @@ class RoundRow:
     duration: str
     loss: str
     score: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerdictRow:
+    """One institution's updates: for each round a verdict (empty for none) and why, and how often each.
+
+    ``weight`` is the mean of its weights, in per cent.
+    """
+
+    name: str
+    cells: tuple[tuple[str, str], ...]
+    kept: int
+    clipped: int
+    rejected: int
+    weight: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """The table of verdicts: those that matter most first; ``more`` institutions aren't shown.
+
+    ``warnings`` are the merges' commonest, each with the number of rounds.
+    """
+
+    rounds: tuple[int, ...]
+    rows: tuple[VerdictRow, ...]
+    more: int
+    warnings: tuple[tuple[str, int], ...]
 
 
 def score(table: Mapping[str, Metrics], institution: str, metric: Metric) -> float:
@@ -208,6 +241,43 @@ def attendance(record: RunRecord) -> dict[str, tuple[int, int]]:
             asked[part.name] += 1
             merged[part.name] += part.outcome == "merged"
     return {one.name: (merged[one.name], asked[one.name]) for one in record.institutions}
+
+
+def verdicts(record: RunRecord) -> Verdicts | None:
+    """What merges made of each institution's updates; None where no merge judged any."""
+    numbers = [entry.number for entry in record.rounds if any(part.verdict for part in entry.participants)]
+    if not numbers:
+        return None
+    found: dict[str, dict[int, Participation]] = {institution.name: {} for institution in record.institutions}
+    for entry in record.rounds:
+        for part in entry.participants:
+            if part.name in found:
+                found[part.name][entry.number] = part
+    rows = [_verdict_row(name, [parts.get(number) for number in numbers]) for name, parts in found.items()]
+    hostile = {name for item in record.hostility for name in item.institutions}
+    rows.sort(key=lambda row: (row.name not in hostile, -row.rejected, -row.clipped))
+    warnings = Counter(text for entry in record.rounds for text in entry.warnings)
+    return Verdicts(
+        rounds=tuple(numbers),
+        rows=tuple(rows[:MOST_ROWS]),
+        more=max(len(rows) - MOST_ROWS, 0),
+        warnings=tuple((wording.clean(text, 300), amount) for text, amount in warnings.most_common(5)),
+    )
+
+
+def _verdict_row(name: str, parts: Sequence[Participation | None]) -> VerdictRow:
+    judged = Counter(part.verdict for part in parts if part is not None)
+    return VerdictRow(
+        name=name,
+        cells=tuple(
+            ("", "") if part is None else (part.verdict, wording.clean(part.reason or part.outcome, 200))
+            for part in parts
+        ),
+        kept=judged["kept"],
+        clipped=judged["clipped"],
+        rejected=judged["rejected"],
+        weight=wording.number(mean(part.weight for part in parts if part is not None), _WEIGHT),
+    )
 
 
 def weighted_loss(participants: Sequence[Participation]) -> float:

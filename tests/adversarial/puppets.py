@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,19 @@ from wire import PROTOCOL_VERSION, FederationConfig, RunPlan, Token, client_cred
 DIMENSION = 50_000
 
 
-def settings(folder: Path, root: str | None = None, mode: str = "plain", **rounds: object) -> FederationConfig:
+def settings(
+    folder: Path,
+    root: str | None = None,
+    mode: str = "plain",
+    merging: Mapping[str, object] | None = None,
+    **rounds: object,
+) -> FederationConfig:
     """A federation of two on free ports; with the public key of a root, that root is apart."""
     table = {
         "federation": {"name": "stage", "root": root},
         "coordinator": {"port": 0, "enrolment_port": 0, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
         "aggregation": {"mode": mode},
+        "merging": merging or {},
         "rounds": {"count": 1, "min_participants": 2, "min_updates": 2, "evaluate_every": 0, **rounds},
     }
     return FederationConfig.model_validate(table)

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from coordinator.merging.planning import recipe_of
 from participant.work import Job, Outcome, Prepared
 from protos import session_pb2 as pb
-from simulation.attacks import Attack, ForgedCount, Forgery, Situation, Submission, attack, forgery
+from simulation.attacks import ATTACKS, Attack, ForgedCount, Forgery, Situation, Submission, attack, forgery
+from simulation.merging import rule_of
 from tests.adversarial.liars import LiveSite
 from tests.adversarial.puppets import DIMENSION, Stage, stage, update
 from wire import BlobStore, RunPlan
@@ -42,6 +44,7 @@ class Work:
         self._name = name
         self._manifest_hash = bytes.fromhex(plan.initial.manifest_hash)
         self._behaviour = behaviour
+        self._plan = plan
 
     def prepare(self, learning: dict[str, Any], run: RunPlan | None = None) -> Prepared:
         forger = self._behaviour if isinstance(self._behaviour, Forgery) else None
@@ -76,17 +79,20 @@ class Work:
             honest=np.stack([trained(name, number) for name in HONEST]),
             attackers=1,
             own=trained(self._name, number)[None],
+            rule=rule_of(self._plan, [EXAMPLES] * (len(HONEST) + 1)),
         )
         content = self._behaviour(situation)[0].astype("<f4").tobytes()
         return Submission(content=content, examples=EXAMPLES, announced=EXAMPLES)
 
 
 @contextlib.asynccontextmanager
-async def finished(folder: Path, behaviour: Attack | Forgery) -> AsyncIterator[tuple[Stage, Any]]:
+async def finished(
+    folder: Path, behaviour: Attack | Forgery, merging: dict[str, object] | None = None
+) -> AsyncIterator[tuple[Stage, Any]]:
     """A run of two rounds with three honest daemons and a hostile one, when it is over; with its status."""
     rounds = {"count": ROUNDS, "min_participants": 4, "min_updates": 3, "deadline_s": 60.0}
     async with contextlib.AsyncExitStack() as stack:
-        live = await stack.enter_async_context(stage(folder, **rounds))
+        live = await stack.enter_async_context(stage(folder, merging=merging, **rounds))
         admitted = [await live.site(name) for name in (*HONEST, HOSTILE)]
         sites = []
         for site in admitted:
@@ -202,6 +208,73 @@ async def test_an_attack_within_the_protocol_gets_in_where_averaging_is_plain(tm
     async with finished(tmp_path, attack("ipm-optimised")) as (live, status):
         assert outcomes(status) == [dict.fromkeys((*HONEST, HOSTILE), "merged")] * ROUNDS
         assert float(model(live) @ honest_model()) < 0.0
+
+
+ROBUST: dict[str, Attack | Forgery] = {
+    name: attack(name) if name in ATTACKS else forgery(name)
+    for name in (
+        "sign-flip",
+        "ipm-optimised",
+        "alie-optimised",
+        "min-max",
+        "gaussian",
+        "huge",
+        "norm-overflow",
+        "denormal",
+        "forged-count",
+    )
+}
+
+
+@pytest.mark.parametrize("name", ROBUST)
+@pytest.mark.parametrize("rule", ["robust", "caf"])
+async def test_a_robust_rule_stands_what_plain_averaging_lets_in(tmp_path: Path, name: str, rule: str) -> None:
+    """The model is where the rule's theorem puts it, and the status tells each update's weight."""
+    async with finished(tmp_path, ROBUST[name], {"rule": rule, "f": 1}) as (live, status):
+        assert status.version == ROUNDS
+        recipe = recipe_of(live.plan.merging, private=False)
+        assert recipe.name in status.guarantee
+        spreads, kappa = [], recipe.kappa(4, 1)
+        for number in range(1, ROUNDS + 1):
+            honest = np.stack([trained(site, number) for site in HONEST]).astype(np.float64)
+            spreads.append(np.sqrt(np.mean(np.sum((honest - honest.mean(axis=0)) ** 2, axis=1))))
+        # Where no bound is published, the honest updates' own spread is taken.
+        bound = np.sqrt(kappa if kappa is not None else 1.0) * sum(spreads)
+        assert np.linalg.norm(model(live) - honest_model()) <= bound
+        assert float(model(live) @ honest_model()) > 0.5 * float(honest_model() @ honest_model())
+        for item in status.history:
+            assert item.merge.tolerated == 1
+            assert {update.participant for update in item.merge.updates} == {*HONEST, HOSTILE}
+            assert all(update.weight < 0.5 for update in item.merge.updates)
+
+
+@pytest.mark.parametrize("name", ["huge", "norm-overflow", "forged-count"])
+async def test_without_a_robust_rule_one_update_still_cant_take_all(tmp_path: Path, name: str) -> None:
+    """The default is careful: mishaps of any size are cut down to three median norms and three equal weights."""
+    behaviour = attack(name) if name in ATTACKS else forgery(name)
+    async with finished(tmp_path, behaviour) as (live, _):
+        strayed = np.linalg.norm(model(live) - honest_model())
+        assert strayed < 3.0 * np.linalg.norm(honest_model())
+
+
+@pytest.mark.parametrize("name", ["nan", "wrong-size"])
+async def test_what_is_turned_away_counts_against_f(tmp_path: Path, name: str) -> None:
+    behaviour = attack(name) if name in ATTACKS else forgery(name)
+    async with finished(tmp_path, behaviour, {"rule": "trimmed-mean", "f": 1}) as (live, status):
+        if name == "nan":  # the bad one is found, so that of the others nothing is trimmed
+            np.testing.assert_allclose(model(live), honest_model(), atol=1e-6)
+        for item in status.history:
+            # The blob of a wrong size never came: nothing was handed in.
+            gone = [update for update in item.merge.updates if update.verdict == "rejected"]
+            assert [update.participant for update in gone] == ([HOSTILE] if name == "nan" else [])
+            assert item.merge.remaining == (0 if name == "nan" else 1)
+
+
+async def test_an_update_over_the_largest_norm_is_refused_by_name(tmp_path: Path) -> None:
+    async with finished(tmp_path, attack("gaussian"), {"max_norm": 100.0}) as (live, status):
+        expected = {**dict.fromkeys(HONEST, "merged"), HOSTILE: "refused: update-norm"}
+        assert outcomes(status) == [expected] * ROUNDS
+        np.testing.assert_allclose(model(live), honest_model(), atol=1e-6)
 
 
 def test_the_wire_has_no_sign_for_a_count() -> None:

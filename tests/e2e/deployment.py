@@ -43,6 +43,9 @@ kind = "classification"
 local_steps = {steps}
 batch_size = 16
 
+[merging]
+{merging}
+
 [rounds]
 count = {rounds}
 min_participants = {min_participants}
@@ -69,6 +72,7 @@ def configuration(
     min_participants: int | None = None,
     min_updates: int | None = None,
     aggregation: str = "secure",
+    merging: str = "",
 ) -> Path:
     """A small classification federation on scikit-learn's digits."""
     names = [f"site-{index}" for index in range(participants)]
@@ -83,6 +87,7 @@ def configuration(
             deadline_s=deadline_s,
             min_updates=min_updates or participants,
             aggregation=aggregation,
+            merging=merging,
             institutions="\n".join(lines),
         )
     )
@@ -137,9 +142,9 @@ class Deployment:
         """A command's JSON lines."""
         return [json.loads(line) for line in self.fedloom(*arguments, "--json").stdout.splitlines()]
 
-    def start_coordinator(self, *arguments: str, config: Path | None = None) -> dict[str, Any]:
+    def start_coordinator(self, *arguments: str) -> dict[str, Any]:
         """Start the coordinator and wait until it listens."""
-        place = ["--config", str(config or self.config)]
+        place = ["--config", str(self.config)]
         with (self.folder / "coordinator.log").open("a") as log:
             self.coordinator = subprocess.Popen(
                 [sys.executable, "-m", "fedloom", "coordinator", "start", *place, "--json", *arguments],
@@ -156,6 +161,14 @@ class Deployment:
         self.listening = json.loads(line)
         return self.listening
 
+    def fix_ports(self) -> None:
+        """Have the coordinator come back, after a restart, where the sites look for it."""
+        text = self.config.read_text()
+        for key, service in (("\nport", "session"), ("\nenrolment_port", "enrolment")):
+            text = text.replace(f"{key} = 0", f"{key} = {self.listening[service].rpartition(':')[2]}")
+        self.config = self.config.with_name("fixed.toml")
+        self.config.write_text(text)
+
     def join(self, *names: str, data: dict[str, str], allow_plain: bool = False) -> None:
         """Invite and enrol sites."""
         rules = ["--allow-plain"] if allow_plain else []
@@ -167,12 +180,13 @@ class Deployment:
     def home(self, name: str) -> Path:
         return self.folder / name
 
-    def start_participant(self, name: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start a site's daemon."""
+    def start_participant(self, name: str, *arguments: str, attack: str = "") -> subprocess.Popen[str]:
+        """Start a site's daemon, or one that is hostile (``tests.e2e.hostile``)."""
+        program = ["tests.e2e.hostile", attack] if attack else ["fedloom"]
         command = ["participant", "run", "--home", str(self.home(name)), "--json", *arguments]
         with (self.folder / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fedloom", *command],
+                [sys.executable, "-m", *program, *command],
                 cwd=self.folder,
                 env=environment(),
                 stdout=log,

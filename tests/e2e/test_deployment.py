@@ -117,17 +117,12 @@ def test_a_coordinator_killed_at_any_moment_goes_on_from_its_log(tmp_path: Path,
         tmp_path, participants=count, rounds=4, steps=40, min_updates=enough, aggregation=aggregation
     )
     with Deployment(tmp_path, config) as federation:
-        listening = federation.start_coordinator()
+        federation.start_coordinator()
         data = {name: data_of(index, count) for index, name in enumerate(names)}
         federation.join(*names, data=data, allow_plain=aggregation == "plain")
         for name in names:
             federation.start_participant(name)
-        fixed = tmp_path / "fixed.toml"
-        text = config.read_text().replace("\nport = 0", f"\nport = {listening['session'].rpartition(':')[2]}")
-        fixed.write_text(
-            text.replace("enrolment_port = 0", f"enrolment_port = {listening['enrolment'].rpartition(':')[2]}")
-        )
-        federation.config = fixed
+        federation.fix_ports()
         versions = []
         for _ in range(3):
             deadline = time.monotonic() + 60
@@ -136,7 +131,7 @@ def test_a_coordinator_killed_at_any_moment_goes_on_from_its_log(tmp_path: Path,
             versions.append(federation.status()["version"])
             assert federation.coordinator is not None
             federation.kill(federation.coordinator)
-            federation.start_coordinator(config=fixed)
+            federation.start_coordinator()
             assert federation.wait_open()["version"] >= versions[-1]
         status = federation.wait("finished")
         simulated = federation.lines("simulate", "--config", str(config), "--out", "report", "--workers", "0")[-1]

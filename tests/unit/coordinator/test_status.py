@@ -11,6 +11,7 @@ from rich.console import Console
 
 from coordinator import display, status
 from coordinator.membership import ROOT_HERE
+from coordinator.merging import MergeReport, ParticipantReport, Verdict
 from coordinator.rounds import BeginMerge
 from coordinator.store import Invitation, Member, MemberState
 from protos import control_pb2 as pb
@@ -54,6 +55,47 @@ def test_it_follows_participants_from_invited_to_done(bench: Bench) -> None:
     assert shown.message == "Round 1 waits for b."
     bench.hub.disconnected("b", 1.0)
     assert states(view(bench))["b"] == "away"
+
+
+def test_it_shows_what_a_merge_made_of_each_update(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.accept("a", "bench-1/1.1/a")
+    order: BeginMerge = bench.accept("b", "bench-1/1.1/b")[-1].order  # type: ignore[attr-defined]
+    report = MergeReport(
+        rule="caf",
+        tolerated=1,
+        remaining=0,
+        kappa=math.inf,
+        participants=(
+            ParticipantReport(participant="a", verdict=Verdict.KEPT, norm=1.0, share=0.5, weight=1.0, score=0.25),
+            ParticipantReport(participant="b", verdict=Verdict.REJECTED, reason="holds NaN", norm=math.nan),
+        ),
+        warnings=("no rejected update stands out",),
+    )
+    bench.hub.merged(order, merge_result("ef" * 32, 84, report=report), 5.0)
+    shown = view(bench)
+    assert "stands mishaps" in shown.guarantee
+    merge = shown.history[0].merge
+    assert [(item.participant, item.verdict, item.weight) for item in merge.updates] == [
+        ("a", "kept", 1.0),
+        ("b", "rejected", 0.0),
+    ]
+    assert merge.updates[0].score == 0.25
+    assert not merge.updates[1].HasField("score")
+    assert math.isnan(merge.updates[1].norm)
+    assert math.isinf(merge.kappa)
+    # It is on disk with the version.
+    bench.restart()
+    assert bench.hub.machine.state.rounds[0].report == report.as_json()
+    console = Console(record=True, width=100)
+    console.print(display.render(shown))
+    text = console.export_text()
+    assert "Round 1 merged by caf: 1 of 2 updates kept as they were, 1 hostile ones tolerated." in text
+    assert "b       rejected             0  holds NaN" in text
+    assert "Round 1: no rejected update stands out" in text
+    body = json.loads(json.dumps(display.as_dict(shown), allow_nan=False))
+    assert body["history"][0]["merge"]["updates"][1]["norm"] is None
 
 
 def test_a_round_shows_outcomes_and_the_weighted_loss(bench: Bench) -> None:

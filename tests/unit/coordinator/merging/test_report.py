@@ -15,6 +15,8 @@ from coordinator.merging import (
     Median,
     MultiKrum,
     NormClip,
+    Recipe,
+    Rule,
     TrimmedMean,
     Verdict,
     merge,
@@ -57,8 +59,23 @@ def test_coordinate_rules_tell_how_often_a_value_was_used() -> None:
     fractions = [item.kept_fraction for item in merge(TrimmedMean(), rows, f=2).report.participants]
     assert fractions[0] == 0.0
     assert sum(fractions) == pytest.approx(6.0)  # type: ignore[arg-type]
-    assert [item.weight for item in merge(Median(), rows, f=2).report.participants] == [None] * 10
     assert merge(NNM() >> TrimmedMean(), rows, f=2).report.participants[0].kept_fraction is not None
+
+
+@pytest.mark.parametrize(
+    "rule", [Median(), TrimmedMean(), NNM() >> TrimmedMean(), NormClip(adaptive=True) >> NNM() >> Median()], ids=str
+)
+def test_weights_of_coordinate_rules_say_what_the_result_is_made_of(rule: Recipe | Rule) -> None:
+    rows = make()
+    rows[0] += 100
+    merged = merge(rule, rows, f=2)
+    weights = np.array([item.weight for item in merged.report.participants])
+    assert weights[0] < 1e-3
+    # The same rows in every coordinate: the mean weight is then each coordinate's own.
+    same = np.repeat(np.arange(10, dtype=np.float32)[:, None], 40, axis=1)
+    merged = merge(rule, same, f=2)
+    weights = np.array([item.weight for item in merged.report.participants])
+    np.testing.assert_allclose(weights @ same, merged.value, rtol=1e-5)
 
 
 def test_hostile_updates_are_told_by_name() -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 import report_sample
 
-from simulation.report import Metric, Participation, Round, RunRecord, summary
+from simulation.report import Hostility, Metric, Participation, Round, RunRecord, summary
 
 
 def two(ours: tuple[float, float], alone: tuple[float, float], better: str = "higher") -> RunRecord:
@@ -153,3 +153,35 @@ def test_quantiles() -> None:
     assert summary.quantile([7.0], 0.9) == 7.0
     assert math.isnan(summary.quantile([math.nan], 0.5))
     assert math.isnan(summary.mean([]))
+
+
+def test_verdicts_show_hostile_and_rejected_institutions_first() -> None:
+    record = report_sample.make_record(institutions=3, rounds=3)
+    names = [item.name for item in record.institutions]
+
+    def judged(entry: Round, verdicts: list[str]) -> Round:
+        parts = [
+            dataclasses.replace(part, verdict=verdict, reason="too far" if verdict == "rejected" else "", weight=0.25)
+            for part, verdict in zip(entry.participants, verdicts, strict=True)
+        ]
+        return dataclasses.replace(entry, participants=tuple(parts), warnings=("nobody stands out",))
+
+    plans = (["kept", "kept", "rejected"], ["kept", "clipped", "rejected"], ["kept", "clipped", ""])
+    record = dataclasses.replace(
+        record, rounds=tuple(judged(entry, plan) for entry, plan in zip(record.rounds, plans, strict=True))
+    )
+    found = summary.verdicts(record)
+    assert found is not None
+    assert [row.name for row in found.rows] == names[::-1]
+    assert [(row.kept, row.clipped, row.rejected) for row in found.rows] == [(0, 0, 2), (1, 2, 0), (3, 0, 0)]
+    assert found.rows[0].cells[:2] == (("rejected", "too far"),) * 2
+    assert found.rows[0].weight == "25.0\u202f%"
+    assert (found.rounds, found.more, found.warnings) == ((1, 2, 3), 0, (("nobody stands out", 3),))
+    hostile = Hostility(attack="x", description="", knows="own data", institutions=(names[0],), score=0.0)
+    again = summary.verdicts(dataclasses.replace(record, hostility=(hostile,)))
+    assert again is not None
+    assert [row.name for row in again.rows] == [names[0], names[2], names[1]]
+
+
+def test_without_verdicts_there_is_no_table() -> None:
+    assert summary.verdicts(report_sample.make_record()) is None

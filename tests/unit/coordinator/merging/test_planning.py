@@ -1,0 +1,144 @@
+"""From [merging] to a recipe: what is refused at the start of a run, and what is promised there."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from coordinator.merging import RULES, MergeRefused
+from coordinator.merging.planning import fewest_updates, guarantee, recipe_of
+from coordinator.merging.recipes import PREAGGREGATORS
+from coordinator.merging.tolerance import bad_count
+from coordinator.planning import make_plan, same_run
+from wire import ConfigError, FederationConfig, MergingSpec, MergingStep, RunPlan, validate
+from wire.merging import RECIPES, MergingRule
+
+
+def test_configuration_knows_every_rule_and_step_that_a_coordinator_can_use() -> None:
+    named = set(typing.get_args(MergingRule)) - set(RECIPES)
+    assert named == {name for name, rule in RULES.items() if not getattr(rule, "needs_reference", False)}
+    assert set(typing.get_args(MergingStep.model_fields["name"].annotation)) == set(PREAGGREGATORS)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"rule": "careful", "f": 1}, "does nothing"),
+        ({"rule": "robust", "settings": {"m": 1}}, "is a whole recipe"),
+        ({"rule": "robust", "before": [{"name": "nnm"}]}, "is a whole recipe"),
+        ({"rule": "robust", "f": 0.5}, "less than 0.5"),
+        ({"rule": "robust", "f": -1}, "f"),
+        ({"rule": "robust", "f": True}, "f"),
+        ({"rule": "krum"}, "multi-krum"),
+        ({"rule": "median", "before": [{"name": "clip"}]}, "norm-clip"),
+        ({"max_norm": 0.0}, "max_norm"),
+    ],
+)
+def test_what_a_file_may_not_say(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(MergingSpec, table, "federation.toml")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"rule": "multi-krum", "settings": {"q": 1}}, r"\[merging\] multi-krum has no setting 'q'; it has m"),
+        ({"rule": "median", "settings": {"q": 1}}, "it has none"),
+        ({"rule": "median", "before": [{"name": "norm-clip"}]}, "exactly one of"),
+        ({"rule": "multi-krum", "settings": {"m": "all"}}, r"\[merging\] "),
+        ({"rule": "median", "before": [{"name": "bucketing", "settings": {"per_bucket": 0}}]}, "at least 1"),
+    ],
+)
+def test_settings_are_checked_when_the_recipe_is_made(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe_of(MergingSpec.model_validate(table), private=False)
+
+
+def test_recipes_by_name_and_with_privacy() -> None:
+    assert recipe_of(MergingSpec(), private=True).name == "norm-clip(times_median=3.0) >> mean(times_equal=3.0)"
+    assert recipe_of(MergingSpec(rule="robust"), private=True).name.endswith("caf")
+    steps = ({"name": "norm-clip", "settings": {"adaptive": True}}, {"name": "nnm"})
+    recipe = recipe_of(MergingSpec(rule="trimmed-mean", f=3, before=steps), private=False)
+    assert recipe == recipe_of(MergingSpec(rule="robust", f=3), private=False)
+    assert recipe.rule.f == 3
+
+
+@given(
+    rule=st.sampled_from(["robust", "median", "multi-krum", "bulyan", "geometric-median", "caf", "dnc"]),
+    f=st.one_of(st.integers(0, 6), st.floats(0.001, 0.24)),
+    more=st.integers(0, 60),
+    gone=st.integers(0, 6),
+)
+def test_with_the_fewest_updates_or_more_no_round_is_refused(rule: Any, f: int | float, more: int, gone: int) -> None:
+    """Whatever was turned away before: it counts against f."""
+    recipe = recipe_of(MergingSpec(rule=rule, f=f), private=False)
+    try:
+        count = fewest_updates(recipe) + more
+    except ConfigError:
+        assert f > 0
+        return
+    recipe.require(count, max(bad_count(f, count + gone) - gone, 0))
+    if f:
+        assert bad_count(f, count) >= 1
+
+
+def test_fewest_is_the_fewest() -> None:
+    for f, rule, expected in ((2, "robust", 5), (1, "bulyan", 7), (0.2, "robust", 5), (0, "median", 1)):
+        recipe = recipe_of(MergingSpec(rule=rule, f=f), private=False)  # type: ignore[arg-type]
+        assert fewest_updates(recipe) == expected
+        if expected > 1 and isinstance(f, int):
+            with pytest.raises(MergeRefused):
+                recipe.require(expected - 1, bad_count(f, expected - 1))
+    with pytest.raises(ConfigError, match=r"bulyan can't stand f = 0\.3 hostile participants, however many"):
+        fewest_updates(recipe_of(MergingSpec(rule="bulyan", f=0.3), private=False))
+
+
+def plan(folder: Path, merging: dict[str, Any], mode: str = "plain", **rounds: Any) -> RunPlan:
+    path = folder / "initial.safetensors"
+    save_file({"w": np.zeros(10, np.float32)}, path)
+    table = {
+        "aggregation": {"mode": mode},
+        "merging": merging,
+        "rounds": {"min_participants": 9, "min_updates": 7, **rounds},
+    }
+    config = FederationConfig.model_validate(table)
+    made = make_plan(config, "x-1", path, ())
+    assert same_run(config, made) == []
+    other = config.model_copy(update={"merging": MergingSpec(rule="median", f=1)})
+    assert same_run(other, made) == ["merging"]
+    assert RunPlan.parse(made.canonical()) == made
+    return made
+
+
+def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
+    assert "no participant that is hostile" in guarantee(plan(tmp_path, {}))
+    assert "the mean of what comes" in guarantee(plan(tmp_path, {"rule": "mean"}))
+    assert "each site's own machine limits norm" in guarantee(plan(tmp_path, {}, "secure"))
+    robust = guarantee(plan(tmp_path, {"rule": "robust", "f": 3}))
+    assert "Of 9 updates it stands 3 hostile ones" in robust
+    assert "times the honest updates' root-mean-square distance" in robust
+    assert "Of 8 updates it stands 1 " in guarantee(plan(tmp_path, {"rule": "median"}, participants_per_round=8))
+
+
+@pytest.mark.parametrize(
+    ("merging", "mode", "message"),
+    [
+        ({"rule": "robust", "f": 4}, "plain", r"needs at least 9 updates to stand f = 4 .*min_updates = 7"),
+        ({"rule": "bulyan", "f": 2}, "plain", "needs at least 11 updates"),
+        ({"rule": "median", "f": 0.1}, "plain", "needs at least 10 updates"),
+        ({"rule": "robust", "f": 2}, "secure", "sees one sum only"),
+    ],
+)
+def test_a_federation_too_small_for_its_promise_is_refused(
+    tmp_path: Path, merging: dict[str, Any], mode: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(tmp_path, merging, mode)

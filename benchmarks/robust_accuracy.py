@@ -52,7 +52,6 @@ ATTACKS: Final = (
     "nan",
     "forged-count",
     "replay",
-    "free-rider-last",
     BACKDOOR,
 )
 """What every rule meets."""

@@ -74,7 +74,7 @@ def check_merging(config: FederationConfig) -> None:
             single updates where sums are secure.
     """
     spec = config.merging
-    fewest = fewest_updates(recipe_of(spec, private=config.privacy.placement != "off"))
+    fewest = fewest_updates(recipe_of(spec))
     if config.aggregation.mode == "secure":
         if spec.robust:
             raise ConfigError(

@@ -22,7 +22,7 @@ def rule_of(plan: RunPlan, examples: Sequence[int]) -> Rule:
     """
     counts = np.asarray(examples, np.float64)
     if plan.secure is None:
-        recipe = recipe_of(plan.merging, private=plan.privacy.placement != "off")
+        recipe = recipe_of(plan.merging)
 
         def merged(rows: Float32) -> Float32:
             try:

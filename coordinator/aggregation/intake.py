@@ -36,7 +36,7 @@ class Intake:
     def __init__(self, blobs: BlobStore, plan: RunPlan) -> None:
         self._blobs = blobs
         self._plan = plan
-        self._recipe = recipe_of(plan.merging, private=plan.privacy.placement != "off")
+        self._recipe = recipe_of(plan.merging)
         self._lock = threading.Lock()
         self._round = 0
         self._merger: Merger | None = None

@@ -15,12 +15,11 @@ from wire.merging import MergingSpec
 _FRACTIONS: Final = 20_000  # participants; see below
 
 
-def recipe_of(spec: MergingSpec, *, private: bool) -> Recipe:
+def recipe_of(spec: MergingSpec) -> Recipe:
     """The recipe that a plan asks for, its ``f`` included.
 
     Args:
         spec: Section [merging].
-        private: Updates carry privacy noise, which "robust" takes into account.
 
     Raises:
         ConfigError: A setting that the rule doesn't have, or a value that can't be.
@@ -28,7 +27,7 @@ def recipe_of(spec: MergingSpec, *, private: bool) -> Recipe:
     if spec.rule == "careful":
         return careful()
     if spec.rule == "robust":
-        return robust(spec.tolerance, private=private)
+        return robust(spec.tolerance)
     try:
         return build(
             spec.rule, f=spec.tolerance, before=[(step.name, step.settings) for step in spec.before], **spec.settings
@@ -40,7 +39,7 @@ def recipe_of(spec: MergingSpec, *, private: bool) -> Recipe:
 def guarantee(plan: RunPlan) -> str:
     """What the merging rule of a run stands, for a person: with as many updates as its smallest first round has."""
     spec = plan.merging
-    recipe = recipe_of(spec, private=plan.privacy.placement != "off")
+    recipe = recipe_of(spec)
     if not spec.robust:
         what = "the mean of what comes"
         if plan.secure is not None:

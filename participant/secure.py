@@ -154,4 +154,5 @@ def _assignment(job: Job, plan: RunPlan) -> Assignment:
         task_attempt=job.attempt,
         base_digest=job.base_digest,
         dimension=plan.initial.dimension if job.train else 0,
+        group_size=plan.secure.group_size if plan.secure is not None else 0,
     )

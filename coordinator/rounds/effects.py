@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from coordinator.rounds.facts import Fact, Purpose
+from coordinator.rounds.facts import Fact, GroupRevealed, Purpose
 from privacy.secure_aggregation.coordinator import Record, Unmask
 from privacy.secure_aggregation.statements import Signed
 
@@ -36,11 +36,16 @@ class Contribution:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeginMerge:
-    """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`."""
+    """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`.
+
+    With sums of groups each contribution is a group's mean update, under its members' names joined by "+". ``rejected``
+    then names the groups whose sum is no sum of well-formed updates, each with the reason: a rule counts them as bad.
+    """
 
     round: int
     base_version: int
     contributions: tuple[Contribution, ...]
+    rejected: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,11 +117,12 @@ class Revealed:
     """What unmasking gave.
 
     Attributes:
-        digest: Of the mean update's blob, in hex; empty where the round only scored.
+        digest: Of the mean update's blob, in hex; empty where the round only scored, and for sums of groups.
         weight: Sum of the survivors' weights.
         metrics: Weighted means by name.
         sum_hash: Of the sums, in hex.
         record: Of the blob with the public material, in hex.
+        groups: The sum of each group; empty where there is one sum. Weight and metrics are over the plausible ones.
     """
 
     digest: str
@@ -124,6 +130,7 @@ class Revealed:
     metrics: Mapping[str, float]
     sum_hash: str
     record: str
+    groups: tuple[GroupRevealed, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

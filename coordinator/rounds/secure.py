@@ -225,6 +225,7 @@ class SecureRounds(SynchronousRounds):
                 uploads_hash=uploads_hash(uploads).hex(),
                 record=found.record,
                 uploads=tuple(item.hex() for item in uploads),
+                groups=tuple(found.groups),
             ),
         )
         self.attempt.end()
@@ -259,19 +260,28 @@ class SecureRounds(SynchronousRounds):
     # ---- what the machine says of itself --------------------------------------------------------------------------
 
     def waiting_for(self) -> str:
-        """One sentence for a person."""
+        """What has to happen next, for a person; and who is there in vain."""
         current = self.state.open_round()
+        idle = self._idle() if self.state.finished is None else ""
         if current is None or current.sealed or self.state.finished is not None:
             text = super().waiting_for()
             blocked = self._blocked() if current is None and self.state.finished is None else ""
-            return f"{text} {blocked}".strip()
+            return " ".join(filter(None, (text, blocked, idle)))
         if self.attempt is None:
             last = current.attempts[-1].failed if current.attempts else None
-            why = f" Attempt {last.attempt} ended: {last.message}." if last is not None else ""
-            return f"Round {current.number} waits to try again.{why} {self._blocked()}".strip()
+            why = f"Attempt {last.attempt} ended: {last.message}." if last is not None else ""
+            text = f"Round {current.number} waits to try again."
+            return " ".join(filter(None, (text, why, self._blocked(), idle)))
         names = self.attempt.waiting_for()
         shown = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nobody; its deadline decides"
-        return f"Round {current.number}, secure sum, {_PHASES.get(self.attempt.phase, self.attempt.phase)}: {shown}."
+        text = f"Round {current.number}, secure sum, {_PHASES.get(self.attempt.phase, self.attempt.phase)}: {shown}."
+        return " ".join(filter(None, (text, idle)))
+
+    def _idle(self) -> str:
+        """Who is there and in no sum of groups; once the run has begun, before that everyone is a newcomer."""
+        if not self.state.rounds:
+            return ""
+        return self.proposals.sitting_out(self.state, frozenset(self._available))
 
     def uploads_wanted(self, name: str) -> bool:
         """Whether a masked update of this participant may come now."""
@@ -296,7 +306,7 @@ class SecureRounds(SynchronousRounds):
         """Uploads and records of the last rounds with a revealed sum, for whoever wants to recompute it."""
         found: set[bytes] = set()
         for item in self.revealed(rounds):
-            found.update((*item.blobs(), *([bytes.fromhex(item.digest)] if item.digest else [])))
+            found.update((*item.blobs(), *item.means()))
         return found
 
     def revealed(self, rounds: int) -> list[SumRevealed]:
@@ -323,6 +333,11 @@ class SecureRounds(SynchronousRounds):
         if len(self._available) < self.spec.min_participants or self._roster(self._available, 0.0):
             return ""
         settings = self.proposals.settings
+        if settings.group_size:
+            return (
+                f"Sums of groups need at least {max(settings.min_cohort, settings.group_size)} certified participants "
+                "with prekeys in whole atoms, and enough keepers of shares."
+            )
         return (
             f"A secure sum needs at least {settings.min_cohort} certified participants with prekeys, and a roster that "
             f"equals the last ones or differs from them by at least {settings.min_roster_change} "
@@ -342,6 +357,7 @@ class SecureRounds(SynchronousRounds):
                 roster=roster,
                 prekeys=tuple(seat.index for seat in context.roster),
                 opened_s=now_s,
+                atoms=context.atoms,
             ),
         )
         self.attempt = self._make(context)
@@ -395,8 +411,9 @@ class SecureRounds(SynchronousRounds):
         assert current is not None and self.attempt is not None
         # Those who can't go on are asked again with the training, and another seed; all updates of a sum then are new.
         unable = {name for name, seat in current.seats.items() if seat.outcome in ("declined", "refused")}
-        willing = set(self.attempt.context.names) - unable - failed.excluded - left_out(current)
-        spent = failed.spent or self._respent or len(willing) < self.attempt.context.numbers.floor
+        context, out = self.attempt.context, unable | failed.excluded | left_out(current)
+        willing = frozenset(position for position, name in enumerate(context.names) if name not in out)
+        spent = failed.spent or self._respent or not context.agrees(willing)
         self._record(
             decision,
             AttemptFailed(
@@ -456,11 +473,19 @@ class SecureRounds(SynchronousRounds):
         self._advance(decision, now_s)
 
     def _merge_order(self, current: Round) -> BeginMerge:
-        assert current.revealed is not None
+        revealed = current.revealed
+        assert revealed is not None
+        contributions = [Contribution(participant="secure sum", digest=revealed.digest, examples=1)]
+        if revealed.groups:
+            good = sorted((group for group in revealed.groups if not group.reason), key=lambda group: group.label)
+            contributions = [
+                Contribution(participant=group.label, digest=group.digest, examples=group.weight) for group in good
+            ]
         return BeginMerge(
             round=current.number,
             base_version=current.base_version,
-            contributions=(Contribution(participant="secure sum", digest=current.revealed.digest, examples=1),),
+            contributions=tuple(contributions),
+            rejected=tuple(sorted((group.label, group.reason) for group in revealed.groups if group.reason)),
         )
 
     def committed(self, order: BeginMerge, digest: str, size: int, now_s: float) -> Decision:

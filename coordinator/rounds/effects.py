@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from coordinator.rounds.facts import Fact, GroupRevealed, Purpose
+from coordinator.rounds.facts import Fact, GroupRevealed, Purpose, SumRevealed
 from privacy.secure_aggregation.coordinator import Record, Unmask
 from privacy.secure_aggregation.statements import Signed
 
@@ -46,6 +46,24 @@ class BeginMerge:
     base_version: int
     contributions: tuple[Contribution, ...]
     rejected: tuple[tuple[str, str], ...] = ()
+
+
+def merge_order(base_version: int, revealed: SumRevealed) -> BeginMerge:
+    """Merge the mean update of one sum, or those of the groups whose sums are sums of well-formed updates."""
+    contributions = [Contribution(participant="secure sum", digest=revealed.digest, examples=1)]
+    groups = sorted(revealed.groups, key=lambda group: group.label)
+    if groups:
+        contributions = [
+            Contribution(participant=group.label, digest=group.digest, examples=group.weight)
+            for group in groups
+            if not group.reason
+        ]
+    return BeginMerge(
+        round=revealed.round,
+        base_version=base_version,
+        contributions=tuple(contributions),
+        rejected=tuple((group.label, group.reason) for group in groups if group.reason),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,13 @@ from coordinator.rounds.effects import (
     BeginMerge,
     BeginUnmask,
     CancelTask,
-    Contribution,
     Decision,
     Line,
     Revealed,
     SendReceipt,
     SendStatement,
     WakeAt,
+    merge_order,
 )
 from coordinator.rounds.facts import (
     AttemptFailed,
@@ -35,6 +35,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.proposals import Proposals, left_out
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.waiting import needs, pausing, sentences, under_way
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Attempt, Failed, Record, Tell, Unmask
 from privacy.secure_aggregation.coordinator import Decision as AttemptDecision
@@ -262,26 +263,17 @@ class SecureRounds(SynchronousRounds):
     def waiting_for(self) -> str:
         """What has to happen next, for a person; and who is there in vain."""
         current = self.state.open_round()
-        idle = self._idle() if self.state.finished is None else ""
-        if current is None or current.sealed or self.state.finished is not None:
-            text = super().waiting_for()
-            blocked = self._blocked() if current is None and self.state.finished is None else ""
-            return " ".join(filter(None, (text, blocked, idle)))
+        if self.state.finished is not None:
+            return super().waiting_for()
+        # Before the first round everyone is a newcomer.
+        idle = self.proposals.sitting_out(self.state, frozenset(self._available)) if self.state.rounds else ""
+        if current is None:
+            return sentences(super().waiting_for(), self._blocked(), idle)
+        if current.sealed:
+            return sentences(super().waiting_for(), idle)
         if self.attempt is None:
-            last = current.attempts[-1].failed if current.attempts else None
-            why = f"Attempt {last.attempt} ended: {last.message}." if last is not None else ""
-            text = f"Round {current.number} waits to try again."
-            return " ".join(filter(None, (text, why, self._blocked(), idle)))
-        names = self.attempt.waiting_for()
-        shown = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nobody; its deadline decides"
-        text = f"Round {current.number}, secure sum, {_PHASES.get(self.attempt.phase, self.attempt.phase)}: {shown}."
-        return " ".join(filter(None, (text, idle)))
-
-    def _idle(self) -> str:
-        """Who is there and in no sum of groups; once the run has begun, before that everyone is a newcomer."""
-        if not self.state.rounds:
-            return ""
-        return self.proposals.sitting_out(self.state, frozenset(self._available))
+            return sentences(pausing(current), self._blocked(), idle)
+        return sentences(under_way(current, self.attempt), idle)
 
     def uploads_wanted(self, name: str) -> bool:
         """Whether a masked update of this participant may come now."""
@@ -332,17 +324,7 @@ class SecureRounds(SynchronousRounds):
         """Why no attempt can begin although participants are there."""
         if len(self._available) < self.spec.min_participants or self._roster(self._available, 0.0):
             return ""
-        settings = self.proposals.settings
-        if settings.group_size:
-            return (
-                f"Sums of groups need at least {max(settings.min_cohort, settings.group_size)} certified participants "
-                "with prekeys in whole atoms, and enough keepers of shares."
-            )
-        return (
-            f"A secure sum needs at least {settings.min_cohort} certified participants with prekeys, and a roster that "
-            f"equals the last ones or differs from them by at least {settings.min_roster_change} "
-            "([secure_aggregation] min_roster_change)."
-        )
+        return needs(self.proposals.settings)
 
     def _begin(self, decision: Decision, current: Round, roster: tuple[str, ...], now_s: float) -> None:
         """Propose an attempt of the open round."""
@@ -473,20 +455,8 @@ class SecureRounds(SynchronousRounds):
         self._advance(decision, now_s)
 
     def _merge_order(self, current: Round) -> BeginMerge:
-        revealed = current.revealed
-        assert revealed is not None
-        contributions = [Contribution(participant="secure sum", digest=revealed.digest, examples=1)]
-        if revealed.groups:
-            good = sorted((group for group in revealed.groups if not group.reason), key=lambda group: group.label)
-            contributions = [
-                Contribution(participant=group.label, digest=group.digest, examples=group.weight) for group in good
-            ]
-        return BeginMerge(
-            round=current.number,
-            base_version=current.base_version,
-            contributions=tuple(contributions),
-            rejected=tuple(sorted((group.label, group.reason) for group in revealed.groups if group.reason)),
-        )
+        assert current.revealed is not None
+        return merge_order(current.base_version, current.revealed)
 
     def committed(self, order: BeginMerge, digest: str, size: int, now_s: float) -> Decision:
         """The merge is on disk: the log of results gets its line in the same transaction."""
@@ -540,13 +510,3 @@ def _respent(records: Iterable[Record]) -> bool:
     """Whether a participant has said that its update may be known in a sum."""
     said = [record.statement.body for record in records if record.sender]
     return any(kind_of(body) == Refused.KIND and Refused.parse(body).code == _MAY_BE_REVEALED for body in said)
-
-
-_PHASES: Final = {
-    "accepting": "waits for agreement of",
-    "training": "waits for the training of",
-    "uploading": "waits for the masked updates of",
-    "signing": "waits for signatures of",
-    "releasing": "waits for the shares of",
-    "unmasking": "is being unmasked",
-}

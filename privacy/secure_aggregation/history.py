@@ -21,6 +21,9 @@ from privacy.secure_aggregation.signed import MAX_RETIRED
 from privacy.secure_aggregation.statements import Acceptance, Signed
 from privacy.transcript import decode, encode
 
+ATOM: Final = "atom"
+"""Kind of the note of a run and this site's atom in it."""
+
 _MAX_PUBLISHED: Final = 32
 _MAX_RETIRED: Final = 256
 _MAX_RECEIPTS: Final = 32
@@ -164,7 +167,7 @@ class History:
         if not now or context.run_id in self._atoms:
             return []
         self._atoms[context.run_id] = now
-        return [Note("atom", b"", encode((context.run_id, tuple(sorted(now)))))]
+        return [Note(ATOM, b"", encode((context.run_id, tuple(sorted(now)))))]
 
     # ---- rosters ----------------------------------------------------------------------------------------------------
 
@@ -311,6 +314,12 @@ class History:
         return changes
 
 
+def atom_of(note: Note) -> tuple[str, frozenset[str]]:
+    """The run, and the names of this site's atom in it, of a note of kind :data:`ATOM`."""
+    run_id, names = cast(Any, decode(note.body))
+    return run_id, frozenset(names)
+
+
 def _atom(context: RoundContext, position: int) -> frozenset[str]:
     """Names of the atom's members; empty where the run has one sum."""
     found = (atom for atom in context.atom_members if position in atom)
@@ -327,5 +336,5 @@ _READERS: Final[Mapping[str, Callable[[History, Any], None]]] = {
     "retired": History._read_retired,
     "published": History._read_published,
     "receipt": History._read_receipt,
-    "atom": History._read_atom,
+    ATOM: History._read_atom,
 }

@@ -86,13 +86,17 @@ class Round:
 
 @dataclasses.dataclass
 class RunState:
-    """All that the log says. ``version`` is the last committed one; ``rounds`` holds every round in order."""
+    """All that the log says. ``version`` is the last committed one; ``rounds`` holds every round in order.
+
+    ``atoms`` says whom the run's sums of groups never part: each participant's atom, for good.
+    """
 
     version: int = 0
     digest: str = ""
     size: int = 0
     rounds: list[Round] = dataclasses.field(default_factory=list)
     finished: RunFinished | None = None
+    atoms: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def open_round(self) -> Round | None:
         """The round in progress, or None."""
@@ -128,6 +132,7 @@ class RunState:
             current.seats[fact.participant] = Seat(attempt=fact.attempt)
         elif isinstance(fact, AttemptOpened):
             current.attempts.append(SecureAttempt(opened=fact))
+            self.atoms.update(zip(fact.roster, fact.atoms, strict=bool(fact.atoms)))
         elif isinstance(fact, AttemptFailed):
             current.attempts[-1].failed = fact
             current.complaints.append(fact.message)

@@ -69,14 +69,25 @@ class SecureRounds(SynchronousRounds):
         members: The federation's member list; set the attribute when it grows.
         key: The coordinator's signing key.
         step_s: Seconds that a quick answer of a participant is waited for.
+        fewest_groups: With sums of groups: how many the merging rule needs.
     """
 
-    def __init__(self, plan: RunPlan, state: RunState, *, members: MemberList, key: SigningKey, step_s: float) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        state: RunState,
+        *,
+        members: MemberList,
+        key: SigningKey,
+        step_s: float,
+        fewest_groups: int = 1,
+    ) -> None:
         super().__init__(plan.run_id, plan.rounds, state)
         self.attempt: Attempt | None = None
         self.proposals = Proposals(plan, members, step_s=step_s)
         self._key = key
         self._step_s = step_s
+        self._fewest_groups = fewest_groups
         self._respent = False
         self.log_count = 0
         self.log_head = bytes(32)
@@ -209,6 +220,10 @@ class SecureRounds(SynchronousRounds):
         current = self.state.open_round()
         if current is None or self.attempt is None or current.number != order.round or current.revealed is not None:
             return decision
+        groups = [group for group in found.groups if not group.reason]
+        if found.groups and current.purpose == "train" and len(groups) < self._fewest_groups:
+            few = f"{len(groups)} groups are left, and the merging rule needs {self._fewest_groups} to keep its promise"
+            return self.implausible(order, SecureAggregationError("merge-tolerance", few), now_s)
         context, digests = self.attempt.context, self.attempt.digests()
         positions = tuple(sorted(self.attempt.survivors()))
         uploads = tuple(digests[item] for item in positions)

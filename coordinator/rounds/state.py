@@ -166,11 +166,13 @@ class RunState:
 
 
 def _reveal(current: Round, fact: SumRevealed) -> None:
-    """Whoever is in the sum is done; of no one is known what it contributed."""
+    """Whoever is in the sum is done; of no one is known what it contributed. A group that is left out says why."""
     current.revealed = fact
+    left_out = {name: group.reason for group in fact.groups for name in group.members}
     for name in fact.survivors:
         seat = current.seats.setdefault(name, Seat())
-        seat.outcome, seat.code, seat.message = "done", "", ""
+        seat.outcome, seat.message = "done", left_out.get(name, "")
+        seat.code = seat.message.partition(":")[0]
 
 
 def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | ParticipantExcused) -> None:

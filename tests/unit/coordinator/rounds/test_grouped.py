@@ -13,6 +13,7 @@ from secure_world import DEADLINE_S, STEP_S
 
 from coordinator.rounds import BeginMerge, GroupRevealed, from_row, to_row
 from coordinator.rounds.facts import AttemptOpened, SumRevealed
+from coordinator.status import outcome
 from privacy.secure_aggregation import prekeys
 from privacy.secure_aggregation.statements import kind_of
 
@@ -177,6 +178,10 @@ def test_a_group_whose_sum_is_garbage_is_named_in_the_merge_order_and_its_member
     # Their updates are known in a sum, good or bad: they have their receipts, and are not used again.
     assert set(fact.survivors) == set(world.names)
     assert {(name, accepted) for name, _, accepted in world.receipts()} == {(name, True) for name in world.names}
+    item = world.state.rounds[0]
+    said = {name: outcome(item, seat) for name, seat in item.seats.items()}
+    spoilt = label.split("+")
+    assert said == {name: "left out: tail-implausible" if name in spoilt else "merged" for name in world.names}
 
 
 def test_too_few_accept_and_the_attempt_ends_before_anybody_trains_in_vain() -> None:

@@ -90,15 +90,15 @@ def _recompute(line: Line, members: MemberList, blobs: BlobStore) -> Unmask | No
     if not blobs.has(line.result.record):
         return None
     record = _own(blobs, line.result.record).read_bytes()
-    order = check_record(line.result, record, members)
-    if not all(blobs.has(digest) for group in order.groups for digest in group.digests):
+    claim = check_record(line.result, record, members)
+    if not all(blobs.has(digest) for group in claim.order.groups for digest in group.digests):
         return None
 
     def read(digest: bytes) -> Upload:
         return map_upload(_own(blobs, digest))
 
-    check_sum(line.result, order, read)
-    return order
+    check_sum(line.result, claim, read)
+    return claim.order
 
 
 def _own(blobs: BlobStore, digest: bytes) -> Path:

@@ -166,6 +166,11 @@ class Hub:
 
     def unmasked(self, order: BeginUnmask, revealed: Revealed, now_s: float) -> list[Action]:
         """The sum is on disk."""
+        for group in revealed.groups:
+            if group.reason:
+                _logger.warning(
+                    "the sum of %s is left out: %s", group.label, group.reason, extra=self._facts(group.label)
+                )
         return self._carry(self._secure().unmasked(order, revealed, now_s), now_s)
 
     def implausible(self, order: BeginUnmask, error: SecureAggregationError, now_s: float) -> list[Action]:

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from coordinator.merging.planning import fewest_updates, recipe_of
+from coordinator.merging.planning import MIN_GROUPS, fewest_updates, fitting_group_size, group_count, recipe_of
 from coordinator.store import Checkpoint, Run
+from privacy.secure_aggregation.atoms import smallest_group
 from wire import (
     CheckpointHeader,
     ConfigError,
@@ -15,6 +16,7 @@ from wire import (
     InitialModel,
     RoundsSpec,
     RunPlan,
+    SecureSpec,
     read_header,
     shared_noise,
 )
@@ -37,7 +39,7 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
         DataError: the file isn't a checkpoint.
     """
     check_merging(config)
-    secure = config.secure_aggregation if config.aggregation.mode == "secure" else None
+    secure = planned_secure(config)
     if secure is not None:
         secure.encoding(max(config.rounds.min_participants, secure.min_cohort))
     header: CheckpointHeader = read_header(initial)
@@ -66,28 +68,61 @@ def make_plan(config: FederationConfig, run_id: str, initial: Path, metrics: Ite
     )
 
 
+def planned_secure(config: FederationConfig) -> SecureSpec | None:
+    """Secure sums of a run; None for plain averaging. A robust rule gets groups to compare where none are asked for.
+
+    Raises:
+        ConfigError: Groups don't go with another setting.
+    """
+    if config.aggregation.mode == "plain":
+        return None
+    spec = config.secure_aggregation
+    if not config.merging.robust or spec.group_size:
+        return spec
+    size = fitting_group_size(config.rounds.min_participants, config.merging.tolerance)
+    # The configuration's own checks, as if the size had been asked for.
+    return config.changed(secure_aggregation={"group_size": size}).secure_aggregation
+
+
 def check_merging(config: FederationConfig) -> None:
     """Refuse a merging rule that the smallest possible round couldn't be merged by.
 
     Raises:
-        ConfigError: An unknown setting, more hostile participants than the rule stands, or a rule that has to look at
-            single updates where sums are secure.
+        ConfigError: An unknown setting, or more hostile participants than the rule stands, with so few updates, or
+            sums of groups, as there may be.
     """
-    spec = config.merging
+    spec, rounds = config.merging, config.rounds
     fewest = fewest_updates(recipe_of(spec))
-    if config.aggregation.mode == "secure":
-        if spec.robust:
-            raise ConfigError(
-                f'[merging] rule = "{spec.rule}" compares updates, and with [aggregation] mode = "secure" the '
-                "coordinator sees one sum only",
-                'Set mode = "plain", or rule = "careful".',
-            )
-        return
-    if config.rounds.min_updates < fewest:
+    secure = planned_secure(config) if spec.robust else None
+    if secure is not None:
+        _check_groups(config, secure.group_size, fewest)
+    elif config.aggregation.mode == "plain" and rounds.min_updates < fewest:
         raise ConfigError(
             f'[merging] rule = "{spec.rule}" needs at least {fewest} updates to stand f = {spec.tolerance} hostile '
-            f"participants, and a round may end with [rounds] min_updates = {config.rounds.min_updates}",
+            f"participants, and a round may end with [rounds] min_updates = {rounds.min_updates}",
             f"Set min_updates to {fewest} or more, lower f, or choose another rule.",
+        )
+
+
+def _check_groups(config: FederationConfig, size: int, fewest: int) -> None:
+    spec, rounds = config.merging, config.rounds
+    fewest, each = max(fewest, MIN_GROUPS), smallest_group(size)
+    others = (
+        'or choose [merging] rule = "careful" (one sum; no promise against hostile participants), or [aggregation] '
+        'mode = "plain" (the coordinator sees each update)'
+    )
+    if group_count(rounds.min_participants, size) < fewest:
+        raise ConfigError(
+            f'[merging] rule = "{spec.rule}" with secure sums compares sums of groups of {each}; to stand '
+            f"f = {spec.tolerance} spoilt groups it needs {fewest} of them, and [rounds] min_participants = "
+            f"{rounds.min_participants} makes {group_count(rounds.min_participants, size)}",
+            f"Bring {fewest * each} participants together, or lower f; {others}.",
+        )
+    if rounds.min_updates < fewest * each:
+        raise ConfigError(
+            f'[merging] rule = "{spec.rule}" with secure sums needs {fewest} groups of {each} to stand '
+            f"f = {spec.tolerance} spoilt ones, and a round may end with [rounds] min_updates = {rounds.min_updates}",
+            f"Set min_updates to {fewest * each} or more, or lower f; {others}.",
         )
 
 
@@ -136,7 +171,7 @@ def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
         changed.append("aggregation")
     if config.merging != plan.merging:
         changed.append("merging")
-    if plan.secure is not None and config.secure_aggregation != plan.secure:
+    if plan.secure is not None and planned_secure(config) != plan.secure:
         changed.append("secure_aggregation")
     if config.privacy != plan.privacy:
         changed.append("privacy")

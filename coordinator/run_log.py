@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
+from coordinator.merging.planning import fewest_updates, recipe_of
 from coordinator.rounds import Decision, Line, RunState, SecureRounds, SynchronousRounds, from_row, to_row
 from coordinator.rounds.facts import EvaluationClosed, VersionCommitted
 from coordinator.store import Checkpoint, Store, StoredResult, StoredStatement, Transition
@@ -74,7 +75,12 @@ class RunLog:
     def _secure(self, state: RunState) -> SecureRounds:
         federation = self._federation
         machine = SecureRounds(
-            self._plan, state, members=federation.members, key=federation.signing_key, step_s=self._step_s
+            self._plan,
+            state,
+            members=federation.members,
+            key=federation.signing_key,
+            step_s=self._step_s,
+            fewest_groups=fewest_updates(recipe_of(self._plan.merging)),
         )
         for name, (body, signature) in self._store.prekeys().items():
             with contextlib.suppress(RefusedError):  # of a member that the root has removed since

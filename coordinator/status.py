@@ -136,6 +136,11 @@ def _round(item: Round, now_s: float) -> pb.RoundStatus:
             f"attempt {attempt.failed.attempt}: {attempt.failed.code}: {attempt.failed.message}"
             for attempt in item.attempts
             if attempt.failed is not None
+        ]
+        + [
+            f"left out: {group.label}: {group.reason}"
+            for group in (item.revealed.groups if item.revealed is not None else ())
+            if group.reason
         ],
         participants=[
             pb.ParticipantRound(
@@ -172,7 +177,12 @@ def _number(value: float | str | None) -> float | None:
 
 
 def outcome(item: Round, seat: Seat) -> str:
-    """A seat's outcome for a person: "merged" once its update is in a version, with the code of a refusal."""
+    """A seat's outcome for a person: "merged" once its update is in a version, with the code of a refusal.
+
+    "left out" with a code is for who is in a sum of a group that is no sum of well-formed updates.
+    """
+    if seat.outcome == "done" and seat.code:
+        return f"left out: {seat.code}"
     if seat.outcome == "done":
         if item.purpose == "evaluate":
             return "scored"

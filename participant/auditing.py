@@ -13,8 +13,7 @@ import numpy as np
 from participant.membership import PinnedMembers
 from participant.site import Site
 from participant.store import ParticipantStore
-from privacy.secure_aggregation.audit import Line, check_record, check_sum, verify_chain
-from privacy.secure_aggregation.decisions import Unmask
+from privacy.secure_aggregation.audit import Claim, Line, check_record, check_sum, verify_chain
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.signed import Signed
 from privacy.secure_aggregation.summing import Upload
@@ -23,6 +22,23 @@ from wire import BlobStore, RefusedError, client_credentials, connect, download,
 
 _TIMEOUT_S = 60.0
 _TASKS = 10_000  # of the journal that the log is compared with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditedGroup:
+    """The sum of one group, recomputed.
+
+    Attributes:
+        participants: Whose updates are in it.
+        weight: Sum of their (capped) example counts; 0 for a group that was left out.
+        mean: SHA-256 of the mean update that entered the merge, in hex; empty where there is none.
+        left_out: Why the group isn't in the merge; empty if it is.
+    """
+
+    participants: tuple[str, ...]
+    weight: int
+    mean: str
+    left_out: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +53,7 @@ class Audited:
         mine: Whether this site's is among them.
         sum_hash: Of the sum, in hex.
         model: Digest of the version that came of it, in hex; zeros where the round only scored.
+        groups: What each group came to, where there are sums of groups.
     """
 
     run_id: str
@@ -46,6 +63,7 @@ class Audited:
     mine: bool
     sum_hash: str
     model: str
+    groups: tuple[AuditedGroup, ...] = ()
 
 
 async def audit(site: Site, store: ParticipantStore, round_number: int, run_id: str = "") -> Audited:
@@ -79,11 +97,12 @@ async def audit(site: Site, store: ParticipantStore, round_number: int, run_id: 
                 fetch = blobs_pb2_grpc.BlobsStub(channel)
                 for blob in (lines[index].record, *lines[index].uploads):
                     await download(fetch, blob.digest, blob.size, blobs)
-                order = _recompute(chain[index], members, blobs)
+                claim = _recompute(chain[index], members, blobs)
         except SecureAggregationError as error:
             raise RefusedError(error.code, error.message, error.hint) from None
-    positions = sorted(position for group in order.groups for position in group.members)
-    names = tuple(order.context.names[position] for position in positions)
+    context, sums = claim.order.context, claim.order.groups
+    positions = sorted(position for group in sums for position in group.members)
+    names = tuple(context.names[position] for position in positions)
     result = chain[index].result
     return Audited(
         run_id=lines[index].run_id,
@@ -93,6 +112,15 @@ async def audit(site: Site, store: ParticipantStore, round_number: int, run_id: 
         mine=site.name in names,
         sum_hash=result.sum_hash.hex(),
         model=result.model.hex(),
+        groups=tuple(
+            AuditedGroup(
+                participants=tuple(context.names[item] for item in group.members),
+                weight=mean.weight,
+                mean=mean.digest.hex(),
+                left_out=mean.code,
+            )
+            for group, mean in zip(sums, claim.means, strict=bool(claim.means))
+        ),
     )
 
 
@@ -134,16 +162,16 @@ def _find(lines: list[session_pb2.LogLine], round_number: int, run_id: str) -> i
     )
 
 
-def _recompute(line: Line, members: Any, blobs: BlobStore) -> Unmask:
+def _recompute(line: Line, members: Any, blobs: BlobStore) -> Claim:
     record = blobs.path(line.result.record)
     if not blobs.has(line.result.record):
         raise SecureAggregationError("record-foreign", "the coordinator shows another record than its log names")
-    order = check_record(line.result, record.read_bytes(), members)
+    claim = check_record(line.result, record.read_bytes(), members)
 
     def read(digest: bytes) -> Upload:
         if not blobs.has(digest):
             raise SecureAggregationError("record-foreign", "the coordinator doesn't show an upload of the sum")
         return np.memmap(blobs.path(digest), np.uint8, "r")
 
-    check_sum(line.result, order, read)
-    return order
+    check_sum(line.result, claim, read)
+    return claim

@@ -159,8 +159,12 @@ def audit(
         _print(dataclasses.asdict(found))
         return
     typer.echo(
-        f"{found.run_id} round {found.round}: the sum over {', '.join(found.participants)} is right, bit for bit."
+        f"{found.run_id} round {found.round}: the {'sums' if found.groups else 'sum'} over "
+        f"{', '.join(found.participants)} {'are' if found.groups else 'is'} right, bit for bit."
     )
+    for group in found.groups:
+        came = f"left out: {group.left_out}" if group.left_out else f"weight {group.weight}, mean {group.mean[:16]}…"
+        typer.echo(f"  {'+'.join(group.participants)}: {came}")
     typer.echo(f"This site's update is {'in it' if found.mine else 'not in it'}.")
     typer.echo(f"The log was verified up to line {found.line}; sum {found.sum_hash[:16]}…, model {found.model[:16]}…")
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from participant.actions import Action, DropMask, ExpandMask, MaskUpdate, PushMasked, Say
 from participant.store import ParticipantStore, TaskRecord
 from participant.work import Job
+from privacy.secure_aggregation.history import ATOM, atom_of
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import MemberList
-from privacy.secure_aggregation.memory import Assignment, Deliver, Discard, Expand, Mask, Step
+from privacy.secure_aggregation.memory import Assignment, Deliver, Discard, Expand, Mask, Note, Step
 from privacy.secure_aggregation.participant import Participant
 from privacy.secure_aggregation.policy import SitePolicy
 from privacy.secure_aggregation.statements import Plan, Signed, kind_of
@@ -43,6 +44,7 @@ class SecureSums:
         store: ParticipantStore,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._name = name
         self._machine = Participant(name, key, members, policy)
         self._store = store
         self._clock = clock
@@ -112,6 +114,11 @@ class SecureSums:
 
     def _carry(self, step: Step) -> list[Action]:
         self._store.change_notes(step.changes)
+        for change in step.changes:
+            if isinstance(change, Note) and change.kind == ATOM:
+                run_id, names = atom_of(change)
+                mates = ", ".join(sorted(names - {self._name}))
+                _log.info("run %s sums this site's updates with those of %s, together or not at all", run_id, mates)
         if step.refusal is not None:
             self.refusal = step.refusal.code
             _log.error("refused: %s: %s %s", step.refusal.code, step.refusal.message, step.refusal.hint)
@@ -154,4 +161,5 @@ def _assignment(job: Job, plan: RunPlan) -> Assignment:
         task_attempt=job.attempt,
         base_digest=job.base_digest,
         dimension=plan.initial.dimension if job.train else 0,
+        group_size=plan.secure.group_size if plan.secure is not None else 0,
     )

@@ -17,6 +17,7 @@ import numpy as np
 from coordinator.rounds import Round
 from core_model import derive
 from participant.work import Job, Outcome, Prepared
+from privacy.secure_aggregation.atoms import atoms_per_group
 from simulation.attacks import Attack, Forgery, Situation, Submission
 from simulation.attacks.base import Float32
 from simulation.clock import VirtualClock
@@ -200,16 +201,38 @@ class Adversary:
         honest = [known.updates[name] for name in sorted(known.updates)]
         counts = [examples for _, examples in honest]
         own_counts = [outcome.examples for _, _, outcome in waiting]
+        attackers = [site.name for site, _, _ in waiting]
         situation = Situation(
             honest=np.stack([vector for vector, _ in honest]),
             attackers=len(waiting),
             own=np.stack([np.fromfile(site.blobs.path(outcome.digest), "<f4") for site, _, outcome in waiting]),
             last=self._last,
-            rule=rule_of(self._plan, [*counts, *own_counts]),
+            rule=rule_of(self._plan, [*counts, *own_counts], self._groups([*sorted(known.updates), *attackers])),
             boost=(sum(counts) + sum(own_counts)) / sum(own_counts) / self._plan.aggregation.learning_rate,
             seed=derive(self._plan.rounds.seed, "attack", known.number),
         )
         return attack(situation)
+
+    def _groups(self, names: list[str]) -> list[list[int]]:
+        """With sums of groups: who is summed with whom, as places in ``names``; whoever's atom isn't whole is out.
+
+        How atoms are united to larger groups is known only when everyone has accepted; neighbours are taken.
+        """
+        current, secure = self._current(), self._plan.secure
+        if current is None or secure is None or not secure.group_size or not current.attempts:
+            return []
+        opened = current.attempts[-1].opened
+        atoms: dict[int, list[str]] = {}
+        for name, atom in zip(opened.roster, opened.atoms, strict=True):
+            atoms.setdefault(atom, []).append(name)
+        places = {name: place for place, name in enumerate(names)}
+        whole = [[places[name] for name in atom] for atom in atoms.values() if places.keys() >= set(atom)]
+        per_group = atoms_per_group(secure.group_size)[0]
+        parts = max(len(whole) // per_group, 1)
+        return [
+            [place for atom in whole[len(whole) * part // parts : len(whole) * (part + 1) // parts] for place in atom]
+            for part in range(parts)
+        ]
 
 
 def _hand_in(site: Waiting, job: Job, outcome: Outcome, content: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from privacy.secure_aggregation.atoms import smallest_group
 from wire.config import read_toml, validate
 from wire.frozen import Frozen
 from wire.merging import MergingSpec
@@ -162,6 +163,31 @@ class FederationConfig(Frozen):
     simulation: SimulationSection = Field(
         default=SimulationSection(), description="Only for `fedloom simulate`: institutions on this machine."
     )
+
+    @model_validator(mode="after")
+    def _groups_are_possible(self) -> Self:
+        """Sums of groups: two of them at least, whole atoms, and no noise that is sized for one sum."""
+        size = self.secure_aggregation.group_size
+        if self.aggregation.mode == "plain" or not size:
+            return self
+        if self.privacy.distributed:
+            raise ValueError(
+                f'[privacy] placement = "{self.privacy.placement}": sites size their shares of the noise for one sum; '
+                f'with [secure_aggregation] group_size = {size} choose placement = "local"'
+            )
+        if self.rounds.participants_per_round:
+            raise ValueError(
+                f"[rounds] participants_per_round = {self.rounds.participants_per_round}: with [secure_aggregation] "
+                f"group_size = {size} whole atoms take part; leave it out"
+            )
+        two = 2 * smallest_group(size)
+        if self.rounds.min_participants < two:
+            raise ValueError(
+                f"[rounds] min_participants = {self.rounds.min_participants}: two groups of {two // 2} participants "
+                f"([secure_aggregation] group_size = {size}) need at least {two}. Set it to {two} or more, or "
+                "group_size = 0 for one sum"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sums_are_possible(self) -> Self:

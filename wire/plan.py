@@ -6,11 +6,12 @@ import json
 import math
 from typing import Annotated, Any, Final, Literal, NoReturn, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from privacy.secure_aggregation.encoding import Encoding, largest_value_bits
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.tail import TailLayout
+from privacy.secure_aggregation.thresholds import MIN_COHORT
 from privacy.transcript import digest
 from wire.errors import ConfigError, RefusedError
 from wire.frozen import Frozen
@@ -120,6 +121,13 @@ class SecureSpec(Frozen):
         "above what participants have costs precision.",
     )
     min_cohort: int = Field(default=3, ge=3, le=1_024, description="The fewest participants whose sum is published.")
+    group_size: int = Field(
+        default=0,
+        ge=0,
+        le=1_024,
+        description="0: one sum. Otherwise at least 3: the coordinator learns the sums of groups of at least so many, "
+        "over which a robust rule can merge; who is in a sum with whom is fixed for the run in atoms of 3 to 5.",
+    )
     corrupt_percent: int = Field(
         default=20,
         ge=1,
@@ -140,6 +148,15 @@ class SecureSpec(Frozen):
         le=1_000_000,
         description="Rounds for which the coordinator keeps the masked updates, so that anyone can recompute the sum.",
     )
+
+    @field_validator("group_size")
+    @classmethod
+    def _hides(cls, group_size: int) -> int:
+        if 0 < group_size < MIN_COHORT:
+            raise ValueError(
+                f"{group_size}: the sum of a group hides a participant among at least {MIN_COHORT}; set 0 for one sum"
+            )
+        return group_size
 
     def encoding(self, participants: int) -> Encoding:
         """From updates to ring elements, for a roster of this length.
@@ -222,6 +239,8 @@ class RunPlan(Frozen):
             raise ValueError(f"shared_noise doesn't fit privacy placement {self.privacy.placement!r}")
         if self.privacy.distributed and self.secure is None:
             raise ValueError("shared noise needs secure sums")
+        if self.privacy.distributed and self.secure is not None and self.secure.group_size:
+            raise ValueError("shared noise is sized for one sum, not for sums of groups")
         try:
             TailLayout(self.metrics)
         except SecureAggregationError as error:
@@ -242,10 +261,13 @@ class RunPlan(Frozen):
                 "Plain averaging: the coordinator sees each participant's update, its example count and its metrics. "
                 + noise
             )
+        if self.secure.group_size:
+            who = f"groups of at least {self.secure.group_size} participants, fixed atoms of whom are never split,"
+        else:
+            who = f"at least {self.secure.min_cohort} participants"
         return (
-            f"Secure sums: the coordinator sees who took part, and of at least {self.secure.min_cohort} participants "
-            "together the sum of their updates, their total weight and their mean metrics; of no single one does it "
-            "see update, example count or metrics. "
+            f"Secure sums: the coordinator sees who took part, and of {who} together the sum of their updates, their "
+            "total weight and their mean metrics; of no single one does it see update, example count or metrics. "
         ) + noise
 
     def encoding(self, participants: int) -> Encoding:

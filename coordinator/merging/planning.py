@@ -9,9 +9,15 @@ from coordinator.merging.errors import MergeRefused
 from coordinator.merging.recipes import build, careful, robust
 from coordinator.merging.rule import Recipe
 from coordinator.merging.tolerance import Tolerance, bad_count
+from privacy.secure_aggregation.atoms import atoms_per_group
+from privacy.secure_aggregation.thresholds import MIN_COHORT
 from wire import ConfigError, RunPlan
 from wire.merging import MergingSpec
 
+MIN_GROUPS: Final = 5
+"""Fewer groups than these tell too little about which of them is spoilt; that takes 15 participants at least."""
+
+_LARGEST_GROUP: Final = 10
 _FRACTIONS: Final = 20_000  # participants; see below
 
 
@@ -37,26 +43,55 @@ def recipe_of(spec: MergingSpec) -> Recipe:
 
 
 def guarantee(plan: RunPlan) -> str:
-    """What the merging rule of a run stands, for a person: with as many updates as its smallest first round has."""
-    spec = plan.merging
-    recipe = recipe_of(spec)
+    """What the merging rule of a run stands, for a person, in the smallest round that it begins with."""
+    spec, recipe = plan.merging, recipe_of(plan.merging)
+    count = plan.rounds.participants_per_round or plan.rounds.min_participants
+    groups = plan.secure.group_size if plan.secure is not None else 0
     if not spec.robust:
         what = "the mean of what comes"
-        if plan.secure is not None:
+        if plan.secure is not None and not groups:
             what = "one sum, for which each site's own machine limits norm and weight"
         elif spec.rule == "careful":
             what = "the mean of updates no longer than three median norms, with weights up to three equal ones"
         return f"Merging: {what}. It stands mishaps, and no participant that is hostile on purpose."
-    count = plan.rounds.participants_per_round or plan.rounds.min_participants
+    what = f"{count} updates"
+    if groups:
+        per_group, atom = atoms_per_group(groups)
+        count = group_count(count, groups)
+        what = f"the means of {count} groups"
     bad = bad_count(spec.tolerance, count)
+    text = f"Merging: {recipe.name}. Of {what} it stands {bad} hostile ones, whatever is in them."
+    if groups:
+        together = f"{per_group} atoms, drawn anew each round" if per_group > 1 else "the same participants always"
+        text += (
+            f" A hostile participant spoils its own group at most, so {bad} of them are stood, wherever they are. A "
+            f"group is of {together}; a site hides among the {atom} or more of its atom, less those that work with "
+            "the coordinator."
+        )
     kappa = recipe.kappa(count, bad)
-    bound = (
-        f" The result is then no further from the honest mean than {math.sqrt(kappa):.2g} times the honest updates' "
-        "root-mean-square distance from it."
-        if kappa is not None
-        else ""
-    )
-    return f"Merging: {recipe.name}. Of {count} updates it stands {bad} hostile ones, whatever is in them.{bound}"
+    if kappa is not None:
+        honest = "honest groups' means'" if groups else "honest updates'"
+        text += (
+            f" The result is then no further from the honest mean than {math.sqrt(kappa):.2g} times the {honest} "
+            "root-mean-square distance from it."
+        )
+    return text
+
+
+def group_count(participants: int, group_size: int) -> int:
+    """How many sums of groups so many participants make at least."""
+    per_group, atom = atoms_per_group(group_size)
+    return participants // atom // per_group
+
+
+def fitting_group_size(participants: int, f: Tolerance) -> int:
+    """How large groups should be where nothing is said: at most a quarter of the groups is then spoilt.
+
+    With a count, ``n / (4 f)``; with a fraction, which is of the groups, a tenth of the participants, so that there are
+    ten groups; from 3, under which a sum hides nobody, to 10.
+    """
+    wanted = participants // (4 * f) if isinstance(f, int) and f else participants // 10
+    return min(max(wanted, MIN_COHORT), _LARGEST_GROUP)
 
 
 def fewest_updates(recipe: Recipe) -> int:

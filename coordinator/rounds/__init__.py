@@ -16,7 +16,7 @@ from coordinator.rounds.effects import (
     SendStatement,
     WakeAt,
 )
-from coordinator.rounds.facts import Fact, from_row, to_row
+from coordinator.rounds.facts import Fact, GroupRevealed, from_row, to_row
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round, RunState, Seat
@@ -31,6 +31,7 @@ __all__ = [
     "Decision",
     "Effect",
     "Fact",
+    "GroupRevealed",
     "IssueTask",
     "Line",
     "Revealed",

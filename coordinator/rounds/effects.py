@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from coordinator.rounds.facts import Fact, Purpose
+from coordinator.rounds.facts import Fact, GroupRevealed, Purpose, SumRevealed
 from privacy.secure_aggregation.coordinator import Record, Unmask
 from privacy.secure_aggregation.statements import Signed
 
@@ -38,13 +38,33 @@ class Contribution:
 class BeginMerge:
     """Merge these updates, sorted by participant, into ``base_version`` and report with :meth:`committed`.
 
-    ``rejected`` are those who handed in what can't be merged, each with the reason.
+    With sums of groups each contribution is a group's mean update, under its members' names joined by "+". ``rejected``
+    are those who handed in what can't be merged, or groups whose sum is no sum of well-formed updates, each with the
+    reason: a rule counts them as bad.
     """
 
     round: int
     base_version: int
     contributions: tuple[Contribution, ...]
     rejected: tuple[tuple[str, str], ...] = ()
+
+
+def merge_order(base_version: int, revealed: SumRevealed) -> BeginMerge:
+    """Merge the mean update of one sum, or those of the groups whose sums are sums of well-formed updates."""
+    contributions = [Contribution(participant="secure sum", digest=revealed.digest, examples=1)]
+    groups = sorted(revealed.groups, key=lambda group: group.label)
+    if groups:
+        contributions = [
+            Contribution(participant=group.label, digest=group.digest, examples=group.weight)
+            for group in groups
+            if not group.reason
+        ]
+    return BeginMerge(
+        round=revealed.round,
+        base_version=base_version,
+        contributions=tuple(contributions),
+        rejected=tuple((group.label, group.reason) for group in groups if group.reason),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,11 +136,12 @@ class Revealed:
     """What unmasking gave.
 
     Attributes:
-        digest: Of the mean update's blob, in hex; empty where the round only scored.
+        digest: Of the mean update's blob, in hex; empty where the round only scored, and for sums of groups.
         weight: Sum of the survivors' weights.
         metrics: Weighted means by name.
         sum_hash: Of the sums, in hex.
         record: Of the blob with the public material, in hex.
+        groups: The sum of each group; empty where there is one sum. Weight and metrics are over the plausible ones.
     """
 
     digest: str
@@ -128,6 +149,7 @@ class Revealed:
     metrics: Mapping[str, float]
     sum_hash: str
     record: str
+    groups: tuple[GroupRevealed, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

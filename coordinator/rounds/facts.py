@@ -90,6 +90,7 @@ class AttemptOpened:
     """A secure sum was proposed to these participants, using up these prekeys of theirs (in the same order).
 
     ``task_attempt`` says which training of the round it sums; ``context`` is the hash of all that was proposed, in hex.
+    ``atoms`` says, in the order of the roster, who is summed together for the whole run; empty where there is one sum.
     """
 
     round: int
@@ -99,6 +100,7 @@ class AttemptOpened:
     roster: tuple[str, ...]
     prekeys: tuple[int, ...]
     opened_s: float
+    atoms: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,28 @@ class AttemptFailed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupRevealed:
+    """The sum of one group of a round with sums of groups.
+
+    Attributes:
+        members: Whose updates are in it.
+        weight: Sum of their (capped) example counts; 0 where the group is left out.
+        digest: Of the group's mean update, in hex; empty where the round only scored, or the group is left out.
+        reason: Why the group is left out of the merge; empty if it isn't.
+    """
+
+    members: tuple[str, ...]
+    weight: int
+    digest: str
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """How the merge and its report name the group: its members' names, joined by "+"."""
+        return "+".join(self.members)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SumRevealed:
     """A secure sum is unmasked: the mean update is on the coordinator's disk, and nothing about any single one.
 
@@ -129,11 +153,12 @@ class SumRevealed:
         positions: Their places in the roster.
         weight: Sum of their (capped) example counts.
         metrics: Weighted means over them; held-out ones are called ``evaluation/...``.
-        digest: Of the mean update's blob, in hex; empty where the round only scored.
+        digest: Of the mean update's blob, in hex; empty where the round only scored, and for sums of groups.
         sum_hash: Of the sum itself, in hex.
         uploads_hash: Over the survivors' uploads, in hex.
         record: Of the blob with the public material from which anyone can recompute the sum, in hex.
         uploads: Digests of the uploads, in hex, in the order of ``survivors``.
+        groups: The sum of each group; empty where there is one sum.
     """
 
     round: int
@@ -147,6 +172,12 @@ class SumRevealed:
     uploads_hash: str
     record: str
     uploads: tuple[str, ...]
+    groups: tuple[GroupRevealed, ...] = ()
+
+    def means(self) -> tuple[bytes, ...]:
+        """Digests of the mean updates: one, one for each group, or none where the round only scored."""
+        found = (self.digest, *(group.digest for group in self.groups))
+        return tuple(bytes.fromhex(item) for item in found if item)
 
     def blobs(self) -> tuple[bytes, ...]:
         """Digests of the record and of the uploads: all that recomputing the sum needs."""
@@ -226,10 +257,14 @@ def from_row(kind: str, body: str) -> Fact:
     if cls is None:
         raise ValueError(f"the log holds a fact of kind {kind!r}, which this version of fedloom doesn't know")
     table = json.loads(body)
-    for field in dataclasses.fields(cls):
-        if isinstance(table.get(field.name), list):
-            table[field.name] = tuple(table[field.name])
     try:
-        return typing.cast(Fact, cls(**table))
+        if "groups" in table:
+            table["groups"] = [GroupRevealed(**_tuples(item)) for item in table["groups"]]
+        return typing.cast(Fact, cls(**_tuples(table)))
     except TypeError as error:
         raise ValueError(f"a stored fact of kind {kind!r} is damaged: {error}") from None
+
+
+def _tuples(table: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists only, facts have tuples only."""
+    return {name: tuple(item) if isinstance(item, list) else item for name, item in table.items()}

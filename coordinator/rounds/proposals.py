@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from coordinator.rounds.roster import choose_roster
+from coordinator.rounds.roster import choose_atoms, choose_roster
 from coordinator.rounds.state import Round, RunState
+from privacy.secure_aggregation.atoms import atoms_per_group, draw_atoms
 from privacy.secure_aggregation.context import RoundContext, Seat
 from privacy.secure_aggregation.identities import COORDINATOR_NAME
 from privacy.secure_aggregation.members import MemberList
@@ -73,6 +74,15 @@ class Proposals:
         certified = {name for name, member in self.members.members().items() if member.valid_at(now_s)}
         certified.discard(COORDINATOR_NAME)
         out = left_out(current) if current is not None else set()
+        if self.settings.group_size:
+            wanted = frozenset(self._seats(state, (cohort - out) & certified, now_s))
+            return choose_atoms(
+                wanted=wanted,
+                there=there - out,
+                atoms=self._placed(state, wanted),
+                settings=self.settings,
+                encoding=self._plan.encoding,
+            )
         return choose_roster(
             wanted=cohort - out,
             possible=frozenset(self._seats(state, certified, now_s)),
@@ -89,6 +99,7 @@ class Proposals:
             raise ValueError(f"round {current.number} starts from version {current.base_version}, which isn't the last")
         settings, plan = self.settings, self._plan
         seats = self._seats(state, roster, now_s)
+        atoms = self._placed(state, roster) if settings.group_size else {}
         return RoundContext(
             federation=plan.federation,
             members_count=self.members.count,
@@ -104,14 +115,48 @@ class Proposals:
             dimension=plan.initial.dimension if current.purpose == "train" else 0,
             encoding=plan.encoding(len(roster)),
             metrics=plan.metrics,
-            group_size=0,
+            group_size=settings.group_size,
             corrupt_percent=settings.corrupt_percent,
             min_cohort=settings.min_cohort,
             roster_change=settings.min_roster_change,
             freeze=True,
             expires_s=math.ceil(now_s + self._length_s),
             roster=tuple(seats[name] for name in roster),
+            atoms=tuple(atoms[name] for name in roster if atoms),
         )
+
+    def sitting_out(self, state: RunState, there: frozenset[str]) -> str:
+        """Who is there and in no sum of groups, and what they wait for; for a person. Empty where there are none."""
+        if not self.settings.group_size:
+            return ""
+        placed = self._placed(state, there)
+        said = []
+        newcomers = sorted(there - placed.keys())
+        if newcomers:
+            missing = atoms_per_group(self.settings.group_size)[1] - len(newcomers)
+            said.append(f"{', '.join(newcomers)} would be in a sum with {missing} more newcomers.")
+        members = self.members.members().keys()
+        for atom in sorted({placed[name] for name in there & placed.keys()}):
+            mates = {name for name, other in placed.items() if other == atom}
+            away, gone = sorted((mates - there) & members), sorted(mates - members)
+            names = ", ".join(sorted(mates & there))
+            if gone:
+                said.append(
+                    f"{names} can be in no sum of this run any more: {', '.join(gone)} of their atom left for good."
+                )
+            elif away:
+                said.append(f"{names} sit out until {', '.join(away)} of their atom is back.")
+        return " ".join(said)
+
+    def _placed(self, state: RunState, names: Iterable[str]) -> dict[str, int]:
+        """The run's atoms, and new ones of those newcomers among the names, as soon as they are enough for one."""
+        new = draw_atoms(
+            set(names) - state.atoms.keys(),
+            self.settings.group_size,
+            self._plan.run_id,
+            max(state.atoms.values(), default=0) + 1,
+        )
+        return {**state.atoms, **new}
 
     def _seats(self, state: RunState, names: Iterable[str], now_s: float) -> dict[str, Seat]:
         """The next unused prekey of each that has one.

@@ -1,13 +1,14 @@
-"""Whom a secure sum is proposed to: a roster that every site's rule on changes allows.
+"""Whom a secure sum is proposed to: a roster that every site's rule on changes allows, or one of whole atoms.
 
 Two sums over rosters that differ by one institution tell about that institution. Sites therefore refuse a roster that
 differs from one of the last ones by fewer members than ``min_roster_change`` (none is allowed). Someone who is away for
-a round stays in the roster all the same: it has left prekeys, and the sum is made without it.
+a round stays in the roster all the same: it has left prekeys, and the sum is made without it. Sums of groups are made
+of whole atoms, so that rosters may change by atoms; who is away takes its atom with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.policy import SitePolicy
@@ -47,6 +48,39 @@ def choose_roster(
         if enough and _allowed(candidate, earlier, settings):
             return tuple(sorted(candidate))
     return ()
+
+
+def choose_atoms(
+    *,
+    wanted: frozenset[str],
+    there: frozenset[str],
+    atoms: Mapping[str, int],
+    settings: SecureSpec,
+    encoding: Callable[[int], object],
+) -> tuple[str, ...]:
+    """Choose the roster of the next attempt at sums of groups.
+
+    Args:
+        wanted: Certified participants with an unused prekey that the round would like to have.
+        there: Participants that can answer now.
+        atoms: The atom of each that is in one.
+        settings: The plan's.
+        encoding: As for :func:`choose_roster`.
+
+    Returns:
+        Names, sorted: all whole atoms of the wanted, or those that are all there. Empty where neither is enough.
+    """
+    for candidate in (whole_atoms(wanted, atoms), whole_atoms(wanted & there, atoms)):
+        together = len(whole_atoms(candidate & there, atoms))
+        if together >= max(settings.min_cohort, settings.group_size) and _enough(candidate, there, settings, encoding):
+            return tuple(sorted(candidate))
+    return ()
+
+
+def whole_atoms(names: frozenset[str], atoms: Mapping[str, int]) -> frozenset[str]:
+    """Those of the names whose whole atom is among them."""
+    split = {atom for name, atom in atoms.items() if name not in names}
+    return frozenset(name for name in names if name in atoms and atoms[name] not in split)
 
 
 def _enough(

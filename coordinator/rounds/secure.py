@@ -14,13 +14,13 @@ from coordinator.rounds.effects import (
     BeginMerge,
     BeginUnmask,
     CancelTask,
-    Contribution,
     Decision,
     Line,
     Revealed,
     SendReceipt,
     SendStatement,
     WakeAt,
+    merge_order,
 )
 from coordinator.rounds.facts import (
     AttemptFailed,
@@ -35,6 +35,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.proposals import Proposals, left_out
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.waiting import needs, pausing, sentences, under_way
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Attempt, Failed, Record, Tell, Unmask
 from privacy.secure_aggregation.coordinator import Decision as AttemptDecision
@@ -68,14 +69,25 @@ class SecureRounds(SynchronousRounds):
         members: The federation's member list; set the attribute when it grows.
         key: The coordinator's signing key.
         step_s: Seconds that a quick answer of a participant is waited for.
+        fewest_groups: With sums of groups: how many the merging rule needs.
     """
 
-    def __init__(self, plan: RunPlan, state: RunState, *, members: MemberList, key: SigningKey, step_s: float) -> None:
+    def __init__(
+        self,
+        plan: RunPlan,
+        state: RunState,
+        *,
+        members: MemberList,
+        key: SigningKey,
+        step_s: float,
+        fewest_groups: int = 1,
+    ) -> None:
         super().__init__(plan.run_id, plan.rounds, state)
         self.attempt: Attempt | None = None
         self.proposals = Proposals(plan, members, step_s=step_s)
         self._key = key
         self._step_s = step_s
+        self._fewest_groups = fewest_groups
         self._respent = False
         self.log_count = 0
         self.log_head = bytes(32)
@@ -208,6 +220,10 @@ class SecureRounds(SynchronousRounds):
         current = self.state.open_round()
         if current is None or self.attempt is None or current.number != order.round or current.revealed is not None:
             return decision
+        groups = [group for group in found.groups if not group.reason]
+        if found.groups and current.purpose == "train" and len(groups) < self._fewest_groups:
+            few = f"{len(groups)} groups are left, and the merging rule needs {self._fewest_groups} to keep its promise"
+            return self.implausible(order, SecureAggregationError("merge-tolerance", few), now_s)
         context, digests = self.attempt.context, self.attempt.digests()
         positions = tuple(sorted(self.attempt.survivors()))
         uploads = tuple(digests[item] for item in positions)
@@ -225,6 +241,7 @@ class SecureRounds(SynchronousRounds):
                 uploads_hash=uploads_hash(uploads).hex(),
                 record=found.record,
                 uploads=tuple(item.hex() for item in uploads),
+                groups=tuple(found.groups),
             ),
         )
         self.attempt.end()
@@ -259,19 +276,19 @@ class SecureRounds(SynchronousRounds):
     # ---- what the machine says of itself --------------------------------------------------------------------------
 
     def waiting_for(self) -> str:
-        """One sentence for a person."""
+        """What has to happen next, for a person; and who is there in vain."""
         current = self.state.open_round()
-        if current is None or current.sealed or self.state.finished is not None:
-            text = super().waiting_for()
-            blocked = self._blocked() if current is None and self.state.finished is None else ""
-            return f"{text} {blocked}".strip()
+        if self.state.finished is not None:
+            return super().waiting_for()
+        # Before the first round everyone is a newcomer.
+        idle = self.proposals.sitting_out(self.state, frozenset(self._available)) if self.state.rounds else ""
+        if current is None:
+            return sentences(super().waiting_for(), self._blocked(), idle)
+        if current.sealed:
+            return sentences(super().waiting_for(), idle)
         if self.attempt is None:
-            last = current.attempts[-1].failed if current.attempts else None
-            why = f" Attempt {last.attempt} ended: {last.message}." if last is not None else ""
-            return f"Round {current.number} waits to try again.{why} {self._blocked()}".strip()
-        names = self.attempt.waiting_for()
-        shown = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" or "nobody; its deadline decides"
-        return f"Round {current.number}, secure sum, {_PHASES.get(self.attempt.phase, self.attempt.phase)}: {shown}."
+            return sentences(pausing(current), self._blocked(), idle)
+        return sentences(under_way(current, self.attempt), idle)
 
     def uploads_wanted(self, name: str) -> bool:
         """Whether a masked update of this participant may come now."""
@@ -296,7 +313,7 @@ class SecureRounds(SynchronousRounds):
         """Uploads and records of the last rounds with a revealed sum, for whoever wants to recompute it."""
         found: set[bytes] = set()
         for item in self.revealed(rounds):
-            found.update((*item.blobs(), *([bytes.fromhex(item.digest)] if item.digest else [])))
+            found.update((*item.blobs(), *item.means()))
         return found
 
     def revealed(self, rounds: int) -> list[SumRevealed]:
@@ -322,12 +339,7 @@ class SecureRounds(SynchronousRounds):
         """Why no attempt can begin although participants are there."""
         if len(self._available) < self.spec.min_participants or self._roster(self._available, 0.0):
             return ""
-        settings = self.proposals.settings
-        return (
-            f"A secure sum needs at least {settings.min_cohort} certified participants with prekeys, and a roster that "
-            f"equals the last ones or differs from them by at least {settings.min_roster_change} "
-            "([secure_aggregation] min_roster_change)."
-        )
+        return needs(self.proposals.settings)
 
     def _begin(self, decision: Decision, current: Round, roster: tuple[str, ...], now_s: float) -> None:
         """Propose an attempt of the open round."""
@@ -342,6 +354,7 @@ class SecureRounds(SynchronousRounds):
                 roster=roster,
                 prekeys=tuple(seat.index for seat in context.roster),
                 opened_s=now_s,
+                atoms=context.atoms,
             ),
         )
         self.attempt = self._make(context)
@@ -395,8 +408,9 @@ class SecureRounds(SynchronousRounds):
         assert current is not None and self.attempt is not None
         # Those who can't go on are asked again with the training, and another seed; all updates of a sum then are new.
         unable = {name for name, seat in current.seats.items() if seat.outcome in ("declined", "refused")}
-        willing = set(self.attempt.context.names) - unable - failed.excluded - left_out(current)
-        spent = failed.spent or self._respent or len(willing) < self.attempt.context.numbers.floor
+        context, out = self.attempt.context, unable | failed.excluded | left_out(current)
+        willing = frozenset(position for position, name in enumerate(context.names) if name not in out)
+        spent = failed.spent or self._respent or not context.agrees(willing)
         self._record(
             decision,
             AttemptFailed(
@@ -457,11 +471,7 @@ class SecureRounds(SynchronousRounds):
 
     def _merge_order(self, current: Round) -> BeginMerge:
         assert current.revealed is not None
-        return BeginMerge(
-            round=current.number,
-            base_version=current.base_version,
-            contributions=(Contribution(participant="secure sum", digest=current.revealed.digest, examples=1),),
-        )
+        return merge_order(current.base_version, current.revealed)
 
     def committed(
         self, order: BeginMerge, digest: str, size: int, now_s: float, report: Mapping[str, Any] | None = None
@@ -517,13 +527,3 @@ def _respent(records: Iterable[Record]) -> bool:
     """Whether a participant has said that its update may be known in a sum."""
     said = [record.statement.body for record in records if record.sender]
     return any(kind_of(body) == Refused.KIND and Refused.parse(body).code == _MAY_BE_REVEALED for body in said)
-
-
-_PHASES: Final = {
-    "accepting": "waits for agreement of",
-    "training": "waits for the training of",
-    "uploading": "waits for the masked updates of",
-    "signing": "waits for signatures of",
-    "releasing": "waits for the shares of",
-    "unmasking": "is being unmasked",
-}

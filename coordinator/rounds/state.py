@@ -86,13 +86,17 @@ class Round:
 
 @dataclasses.dataclass
 class RunState:
-    """All that the log says. ``version`` is the last committed one; ``rounds`` holds every round in order."""
+    """All that the log says. ``version`` is the last committed one; ``rounds`` holds every round in order.
+
+    ``atoms`` says whom the run's sums of groups never part: each participant's atom, for good.
+    """
 
     version: int = 0
     digest: str = ""
     size: int = 0
     rounds: list[Round] = dataclasses.field(default_factory=list)
     finished: RunFinished | None = None
+    atoms: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def open_round(self) -> Round | None:
         """The round in progress, or None."""
@@ -128,6 +132,7 @@ class RunState:
             current.seats[fact.participant] = Seat(attempt=fact.attempt)
         elif isinstance(fact, AttemptOpened):
             current.attempts.append(SecureAttempt(opened=fact))
+            self.atoms.update(zip(fact.roster, fact.atoms, strict=bool(fact.atoms)))
         elif isinstance(fact, AttemptFailed):
             current.attempts[-1].failed = fact
             current.complaints.append(fact.message)
@@ -161,11 +166,13 @@ class RunState:
 
 
 def _reveal(current: Round, fact: SumRevealed) -> None:
-    """Whoever is in the sum is done; of no one is known what it contributed."""
+    """Whoever is in the sum is done; of no one is known what it contributed. A group that is left out says why."""
     current.revealed = fact
+    left_out = {name: group.reason for group in fact.groups for name in group.members}
     for name in fact.survivors:
         seat = current.seats.setdefault(name, Seat())
-        seat.outcome, seat.code, seat.message = "done", "", ""
+        seat.outcome, seat.message = "done", left_out.get(name, "")
+        seat.code = seat.message.partition(":")[0]
 
 
 def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | ParticipantExcused) -> None:

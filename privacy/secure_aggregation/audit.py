@@ -15,8 +15,9 @@ from privacy.secure_aggregation.checks import check_quorum, read_acceptances, re
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.decisions import Unmask
 from privacy.secure_aggregation.errors import SecureAggregationError
-from privacy.secure_aggregation.graph import groups
+from privacy.secure_aggregation.graph import groups, publishable
 from privacy.secure_aggregation.keys import AgreementKey
+from privacy.secure_aggregation.masking import sum_hash
 from privacy.secure_aggregation.members import MemberList
 from privacy.secure_aggregation.sharing import seed_commitment
 from privacy.secure_aggregation.signed import Signed
@@ -31,14 +32,23 @@ from privacy.secure_aggregation.statements import (
     positions_bytes,
     positions_of,
 )
-from privacy.secure_aggregation.summing import Upload, line_hash, sums_hash, unmask_group, uploads_hash
+from privacy.secure_aggregation.summing import (
+    GroupMean,
+    Upload,
+    group_mean,
+    joined_hashes,
+    line_hash,
+    unmask_group,
+    uploads_hash,
+)
 from privacy.secure_aggregation.unmasking import group_sums
 from privacy.transcript import TranscriptError, decode
 
 MAX_RECORD_BYTES: Final = 4 << 20
 """No round's public record is longer."""
 
-_SHAPE = "statements, acceptances, retirements, seeds, mask keys"
+_KEEP: Final = "The signed line and the uploads are the evidence; keep both."
+_SHAPE = "statements, acceptances, retirements, seeds, mask keys, and for sums of groups what each came to"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +57,19 @@ class Line:
 
     result: Result
     hash: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What the coordinator's record of a round says.
+
+    Attributes:
+        order: What to add up to get the sums.
+        means: What it says each group's sum came to, in the order of the groups; empty for one sum.
+    """
+
+    order: Unmask
+    means: tuple[GroupMean, ...]
 
 
 def verify_chain(lines: Iterable[Signed], members: MemberList) -> list[Line]:
@@ -72,7 +95,7 @@ def verify_chain(lines: Iterable[Signed], members: MemberList) -> list[Line]:
     return found
 
 
-def check_record(result: Result, record: bytes, members: MemberList) -> Unmask:
+def check_record(result: Result, record: bytes, members: MemberList) -> Claim:
     """Check everything of a round but the sum: what to add up to get it.
 
     Formal Guarantees:
@@ -90,7 +113,7 @@ def check_record(result: Result, record: bytes, members: MemberList) -> Unmask:
         SecureAggregationError: "record-malformed", "record-foreign" or the code of the check that failed, with the
             round's number in the message.
     """
-    statements, acceptances, retired, seeds, mask_keys = _parts(record)
+    statements, acceptances, retired, seeds, mask_keys, means = _parts(record)
     try:
         context, at_the_time = _context(result, statements, members)
         delivery = Delivery.parse(Delivery(context.hash, acceptances, retired, b"").body())
@@ -103,46 +126,72 @@ def check_record(result: Result, record: bytes, members: MemberList) -> Unmask:
         check_quorum(_said(statements, Quorum, at_the_time), survived, context, at_the_time)
         _check_line(result, uploads)
         _check_secrets(context, accepted, uploads, seeds, mask_keys)
+        groups_of = groups(context, {item: acceptance.beacon for item, acceptance in accepted.items()})
+        if publishable(groups_of, frozenset(uploads)) != frozenset(uploads):
+            raise SecureAggregationError(
+                "group-floor", "the sum of a group with too few survivors, or of a part of an atom, was published"
+            )
     except SecureAggregationError as error:
         raise SecureAggregationError(error.code, f"line {result.index} of the log: {error.message}") from None
-    groups_of = groups(context, {item: acceptance.beacon for item, acceptance in accepted.items()})
-    return Unmask(context, group_sums(context, groups_of, uploads, seeds, mask_keys))
+    found = group_sums(context, groups_of, uploads, seeds, mask_keys)
+    if len(means) != (len(found) if context.group_size else 0):
+        raise SecureAggregationError(
+            "record-foreign",
+            f"line {result.index} of the log: the record states what {len(means)} groups came to, which isn't one for "
+            "each sum",
+        )
+    return Claim(Unmask(context, found), means)
 
 
-def check_sum(result: Result, order: Unmask, read: Callable[[bytes], Upload]) -> None:
+def check_sum(result: Result, claim: Claim, read: Callable[[bytes], Upload]) -> None:
     """Recompute the sum bit by bit and compare it with the log's line.
 
     Args:
         result: The log's line.
-        order: From :func:`check_record`.
+        claim: From :func:`check_record`.
         read: Gives the upload of a digest; must have checked that the digest is its own.
 
     Raises:
         SecureAggregationError: "sum-wrong": the coordinator published another sum than that of the uploads.
+            "mean-wrong": it made another mean of a group's sum, or left a group out that it shouldn't, or took one in.
     """
-    context = order.context
-    sums = [unmask_group(context, group, [read(digest) for digest in group.digests]) for group in order.groups]
-    if sums_hash(context, sums) != result.sum_hash:
+    context, hashes, wrong = claim.order.context, [], []
+    for number, group in enumerate(claim.order.groups):
+        main, tail = unmask_group(context, group, [read(digest) for digest in group.digests])
+        hashes.append(sum_hash(main, tail, context.encoding.wire_bits))
+        if claim.means and group_mean(context, group, main, tail) != claim.means[number]:
+            wrong.append("+".join(context.names[item] for item in group.members))
+    if joined_hashes(hashes) != result.sum_hash:
         raise SecureAggregationError(
             "sum-wrong",
             f"line {result.index} of the log (round {context.round}): the uploads add up to another sum than the "
             "coordinator has signed",
-            "The signed line and the uploads are the evidence; keep both.",
+            _KEEP,
+        )
+    if wrong:
+        raise SecureAggregationError(
+            "mean-wrong",
+            f"line {result.index} of the log (round {context.round}): the coordinator has signed another mean update, "
+            f"or another verdict, than the sum of {wrong[0]} comes to",
+            _KEEP,
         )
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
 
 _Statements = dict[str, Signed]
+_Parts = tuple[_Statements, bytes, Any, dict[int, bytes], dict[int, bytes], tuple[GroupMean, ...]]
 
 
-def _parts(record: bytes) -> tuple[_Statements, bytes, Any, dict[int, bytes], dict[int, bytes]]:
+def _parts(record: bytes) -> _Parts:
     try:
         if len(record) > MAX_RECORD_BYTES:
             raise ValueError(f"it has {len(record)} bytes")
-        statements, acceptances, retired, seeds, mask_keys = cast(Any, decode(record))
+        statements, acceptances, retired, seeds, mask_keys, *rest = cast(Any, decode(record))
         signed = {_kind(body): Signed(body, signature) for body, signature in statements}
-        return signed, acceptances, retired, _secrets(seeds), _secrets(mask_keys)
+        if len(rest) > 1:
+            raise ValueError(f"it has {5 + len(rest)} parts")
+        return signed, acceptances, retired, _secrets(seeds), _secrets(mask_keys), _means(*rest)
     except (TranscriptError, TypeError, ValueError) as error:
         raise SecureAggregationError(
             "record-malformed", f"a round's public record can't be read ({_SHAPE}): {error}"
@@ -160,6 +209,15 @@ def _secrets(rows: Any) -> dict[int, bytes]:
             raise ValueError("a secret has another form")
         found[position] = secret
     return found
+
+
+def _means(rows: Any = ()) -> tuple[GroupMean, ...]:
+    found = []
+    for weight, mean, code in rows:
+        if type(weight) is not int or not isinstance(mean, bytes) or not isinstance(code, str):
+            raise ValueError("what a group came to has another form")
+        found.append(GroupMean(weight, mean, code))
+    return tuple(found)
 
 
 def _said(statements: _Statements, kind: Any, members: MemberList) -> Any:

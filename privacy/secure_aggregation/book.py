@@ -6,7 +6,7 @@ from typing import Final
 
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.decisions import Failed, Phase, Record
-from privacy.secure_aggregation.graph import Group, groups
+from privacy.secure_aggregation.graph import Group, groups, publishable
 from privacy.secure_aggregation.sharing import commitment_of, open_parcel
 from privacy.secure_aggregation.statements import (
     ACCEPTANCES,
@@ -148,6 +148,15 @@ class Book:
         self.excluded[dealer] = self.excluded[keeper] = why
 
     # ---- sets -------------------------------------------------------------------------------------------------------
+
+    def summable(self) -> frozenset[int]:
+        """Whose updates may still be in the sum; nobody's where even all of these would be too few."""
+        excluded = frozenset(self.excluded)
+        if self.phase == "accepting":
+            possible = frozenset(range(len(self.context.roster))) - excluded
+            return possible if self.context.agrees(possible) else frozenset()
+        possible = (self.frozen if self.phase == "uploading" else self.accepted) - excluded
+        return publishable(self.groups, possible | frozenset(self.uploads))
 
     @property
     def keepers(self) -> frozenset[int]:

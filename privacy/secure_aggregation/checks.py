@@ -52,13 +52,12 @@ def coordinator_key(members: MemberList, now_s: float) -> bytes:
     return member.public_key
 
 
-def enough(count: int, context: RoundContext, what: str) -> None:
+def enough(count: int, floor: int, what: str) -> None:
     """Refuse a set that is too small for its sum to be published.
 
     Raises:
         Refusal: "cohort-floor".
     """
-    floor = context.numbers.floor
     if count < floor:
         raise Refusal("cohort-floor", f"{count} participants {what}; a sum needs {floor}", FLOOR_SETTING)
 
@@ -82,39 +81,58 @@ def read_acceptances(opened: Delivery, context: RoundContext, members: MemberLis
         if beacon_hash(acceptance.beacon) != context.roster[position].beacon_hash:
             raise Refusal("beacon-mismatch", f"{name} reveals another beacon than its prekey committed to")
         found[position] = acceptance
-    enough(len(found), context, "accepted")
+    enough(len(found), context.numbers.floor, "accepted")
     return found
 
 
-def check_group(hand: Hand, found: Iterable[Group], members: frozenset[int], policy: SitePolicy, what: str) -> None:
+def check_group(hand: Hand, group: Group | None, members: frozenset[int], policy: SitePolicy, what: str) -> None:
     """Refuse a set that leaves too few in this site's own group; another's fate is its members' to judge.
 
     Raises:
-        Refusal: "group-floor".
+        Refusal: "atom-split" where a mate of this site's own atom is left out of the sum; "group-floor".
     """
-    bucket = hand.context.group_size > 0
-    for group in found:
-        left = len(members.intersection(group.members))
-        least = max(group.floor, policy.min_group) if bucket else group.floor
-        if hand.position in members.intersection(group.members) and left < least:
-            raise Refusal(
-                "group-floor",
-                f"{what} leaves {left} participants in this site's group; its sum needs {least}",
-                policy.setting("min_group" if bucket else "min_cohort"),
-            )
+    if group is None or hand.position not in members:
+        return
+    _check_whole(hand, (atom for atom in group.atoms if hand.position in atom), members, what)
+    left = group.publishable(members)
+    if not left:
+        raise Refusal(
+            "group-floor",
+            f"{what} leaves {len(members.intersection(group.members))} participants in this site's group; its sum "
+            f"needs {group.floor}",
+            _floor_setting(hand, policy),
+        )
 
 
 def check_published(hand: Hand, members: frozenset[int], policy: SitePolicy) -> None:
-    """Refuse survivors of whom a group below its floor would be published (A14).
+    """Refuse survivors of whom a split atom, or a group below its floor, would be published (A14).
 
     Raises:
-        Refusal: "group-floor".
+        Refusal: "atom-split" or "group-floor".
     """
+    _check_whole(hand, hand.context.atom_members, members, "the survivor set")
     if publishable(hand.groups, members) != members:
         raise Refusal(
-            "group-floor", "the sum of a group with too few survivors would be published", policy.setting("min_group")
+            "group-floor",
+            "the sum of a group with too few survivors would be published",
+            _floor_setting(hand, policy),
         )
-    check_group(hand, hand.groups, members, policy, "the survivor set")
+
+
+def _check_whole(hand: Hand, atoms: Iterable[frozenset[int]], members: frozenset[int], what: str) -> None:
+    names = hand.context.names
+    for atom in atoms:
+        gone = atom - members
+        if gone and gone != atom:
+            raise Refusal(
+                "atom-split",
+                f"{what} holds {', '.join(names[item] for item in sorted(atom & members))} without "
+                f"{', '.join(names[item] for item in sorted(gone))}; a run sums their updates together or not at all",
+            )
+
+
+def _floor_setting(hand: Hand, policy: SitePolicy) -> str:
+    return policy.setting("min_group" if hand.context.group_size else "min_cohort")
 
 
 def read_parcels(opened: Delivery, hand: Hand, acceptances: Mapping[int, Acceptance]) -> dict[int, Parcel] | Unreadable:
@@ -189,7 +207,7 @@ def read_survivors(
                 f"{context.names[position]} hasn't signed this upload for the sets that this site knows",
             )
         found[position] = cells[1]
-    enough(len(found), context, "uploaded")
+    enough(len(found), context.floor, "uploaded")
     return found
 
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Final, Literal, cast
 
+from privacy.secure_aggregation.atoms import whole
 from privacy.secure_aggregation.encoding import Encoding
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.statements import PREKEYS, Prekey, Signed
@@ -104,6 +105,7 @@ class RoundContext:
         freeze: Whether masks are cut down to those who finished training before anything is uploaded.
         expires_s: Seconds since the epoch; no participant answers later.
         roster: Sorted by name; a position in it is a participant's number in the round.
+        atoms: The atom of each seat, in the order of the roster (see ``atoms``); empty for one sum.
 
     Formal Guarantees:
         :attr:`hash` is injective in all of these fields, unless SHA-256 is broken; :meth:`parse` gives the context
@@ -131,6 +133,7 @@ class RoundContext:
     freeze: bool
     expires_s: int
     roster: tuple[Seat, ...]
+    atoms: tuple[int, ...] = ()
 
     def canonical(self) -> bytes:
         """The canonical bytes, as a ``Plan`` carries them."""
@@ -138,10 +141,11 @@ class RoundContext:
 
     @functools.cached_property
     def _canonical(self) -> bytes:
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        plain = [_row(value) if isinstance(value, Encoding) else value for value in values[:-1]]
+        values = [getattr(self, name) for name in _FIELDS]
+        plain = [_row(value) if isinstance(value, Encoding) else value for value in values]
+        grouped = (self.atoms,) if self.group_size else ()
         # The seats as a table: with a hundred of them their keys would weigh less than their lengths and tags.
-        return encode((PROTOCOL, *plain, self.names, PREKEYS.write(seat.cells() for seat in self.roster)))
+        return encode((PROTOCOL, *plain, *grouped, self.names, PREKEYS.write(seat.cells() for seat in self.roster)))
 
     @functools.cached_property
     def hash(self) -> bytes:
@@ -162,15 +166,18 @@ class RoundContext:
             raise _malformed(str(error)) from None
         if type(version) is not int or version != PROTOCOL:
             raise _malformed(f"it doesn't speak protocol {PROTOCOL}, which this release does")
-        fields = dataclasses.fields(cls)
-        if len(values) != len(fields) - 1:
+        if len(values) < len(_FIELDS):
             raise _malformed("it has another number of fields")
-        table = {field.name: item for field, item in zip(fields, values, strict=False)}
+        table = dict(zip(_FIELDS, values, strict=False))
         for name, item in table.items():
             if not _FIELDS[name](item):
                 raise _malformed(f"{name} is out of range")
         table["encoding"] = Encoding(**dict(zip(_ENCODING, table["encoding"], strict=True)))
-        context = cls(**table, roster=_seats(names, seats))
+        roster = _seats(names, seats)
+        atoms = _atoms(values[len(_FIELDS) :], table["group_size"], len(roster))
+        if atoms and not table["freeze"]:
+            raise _malformed("sums of groups need a freeze: before it nobody knows which atoms are whole")
+        context = cls(**table, roster=roster, atoms=atoms)
         context.layout.check(len(context.roster))
         return context
 
@@ -183,6 +190,31 @@ class RoundContext:
     def numbers(self) -> Thresholds:
         """Quorum, threshold and floor."""
         return thresholds(len(self.roster), self.corrupt_percent, self.min_cohort)
+
+    @functools.cached_property
+    def floor(self) -> int:
+        """The fewest participants whose updates are summed, in all groups together.
+
+        One sum needs ``numbers.floor``. Sums of groups make no promise as a whole: each has a floor of its own
+        (``graph``), and sites without a group sign and keep shares all the same.
+        """
+        return max(self.min_cohort, self.group_size) if self.group_size else self.numbers.floor
+
+    @functools.cached_property
+    def atom_members(self) -> tuple[frozenset[int], ...]:
+        """Positions of each atom's members, by the atom's number; empty for one sum."""
+        found: dict[int, set[int]] = {}
+        for position, atom in enumerate(self.atoms):
+            found.setdefault(atom, set()).add(position)
+        return tuple(frozenset(found[atom]) for atom in sorted(found))
+
+    def together(self, positions: frozenset[int]) -> frozenset[int]:
+        """Those whose updates can be summed if only these take part: whole atoms, or for one sum all of them."""
+        return whole(self.atom_members, positions) if self.group_size else positions
+
+    def agrees(self, accepted: frozenset[int]) -> bool:
+        """Whether an attempt can go on with these: enough keep shares, and enough of them can be summed."""
+        return len(accepted) >= self.numbers.floor and len(self.together(accepted)) >= self.floor
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -233,6 +265,16 @@ def _seats(names: Any, seats: Any) -> tuple[Seat, ...]:
     if not all(_natural(seat.index) and _natural(seat.expires_s) for seat in found):
         raise _malformed("the seats of the roster have another form")
     return found
+
+
+def _atoms(rest: list[Any], group_size: int, seats: int) -> tuple[int, ...]:
+    """The atom of each seat: there where sums are made of groups, and only there."""
+    if len(rest) != (1 if group_size else 0):
+        raise _malformed("it has another number of fields")
+    atoms = rest[0] if rest else ()
+    if not isinstance(atoms, tuple) or len(atoms) != (seats if group_size else 0) or not all(map(_natural, atoms)):
+        raise _malformed("atoms doesn't name an atom for each seat")
+    return atoms
 
 
 def _natural(value: Any) -> bool:

@@ -302,12 +302,11 @@ class Attempt:
         """Who is there and hasn't answered yet."""
         book, names = self._book, self.context.names
         there = frozenset(item for item, name in enumerate(names) if name in self._present or name in self._missed)
-        willing = there - frozenset(book.excluded)
         keepers = there & book.keepers - frozenset(book.refusers)
         return {
-            "accepting": willing - frozenset(book.accepts),
-            "training": willing & book.accepted - book.ready,
-            "uploading": willing & book.frozen - frozenset(book.uploads),
+            "accepting": there - frozenset(book.excluded) - frozenset(book.accepts),
+            "training": there & book.summable() - book.ready,
+            "uploading": there & book.summable() - frozenset(book.uploads),
             "signing": keepers - frozenset(book.survived),
             "releasing": keepers - frozenset(book.releases),
         }.get(self.phase, frozenset())
@@ -315,15 +314,10 @@ class Attempt:
     def _hopeless(self, need: int) -> bool:
         """Even if everyone who could still answer did, they would be too few."""
         book = self._book
-        excluded, refusers = frozenset(book.excluded), frozenset(book.refusers)
-        possible = {
-            "accepting": frozenset(range(len(self.context.roster))) - excluded,
-            "training": book.accepted - excluded,
-            "uploading": (book.frozen - excluded) | frozenset(book.uploads),
-            "signing": (book.keepers - refusers) | frozenset(book.survived),
-            "releasing": (book.keepers - refusers) | frozenset(book.releases),
-        }
-        return len(possible[self.phase]) < need
+        if self.phase in ("accepting", "training", "uploading"):
+            return len(book.summable()) < need
+        answered = frozenset(book.survived if self.phase == "signing" else book.releases)
+        return len((book.keepers - frozenset(book.refusers)) | answered) < need
 
     def _advance(self, decision: Decision, now_s: float) -> None:
         """Go as far as what has arrived allows."""
@@ -344,21 +338,25 @@ class Attempt:
     def _close_accepting(self, decision: Decision, now_s: float) -> None:
         accepted = frozenset(self._book.accepts) - frozenset(self._book.excluded)
         floor = self.context.numbers.floor
-        due = self._due(now_s, len(accepted), floor)
+        due = self._due(now_s, len(accepted) if self.context.agrees(accepted) else 0, floor)
         if due:
             self._say(decision, Accepted(self.context.hash, positions_bytes(accepted)), now_s)
             for item in sorted(accepted):
                 self._tell(decision, [item], self._book.delivery(item).signed(self._key))
             self._wake(decision)
         elif due is False:
-            self._fail(decision, "too-few-accepts", self._count("accepted", accepted, floor), now_s)
+            what = self._count("accepted", accepted, floor)
+            if len(accepted) >= floor:
+                together = self.context.together(accepted)
+                what = self._count("accepted with their whole atom", together, self.context.floor)
+            self._fail(decision, "too-few-accepts", what, now_s)
 
     def _close_training(self, decision: Decision, now_s: float) -> None:
         if self._quarrel(decision, now_s):
             return
         ready = frozenset(self._book.ready) - frozenset(self._book.excluded)
         kept = publishable(self._book.groups, ready)
-        floor = self.context.numbers.floor
+        floor = self.context.floor
         due = self._due(now_s, len(kept), floor)
         if due:
             freeze = self._say(decision, Freeze(self.context.hash, positions_bytes(kept)), now_s)
@@ -372,7 +370,7 @@ class Attempt:
             return
         uploads = self._book.uploads
         kept = publishable(self._book.groups, frozenset(uploads))
-        floor = self.context.numbers.floor
+        floor = self.context.floor
         due = self._due(now_s, len(kept), floor)
         if due:
             rows = [(item.to_bytes(2, "big"), *uploads[item]) for item in sorted(kept)]

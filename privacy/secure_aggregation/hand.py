@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from privacy.secure_aggregation.context import RoundContext
-from privacy.secure_aggregation.graph import Group, groups
+from privacy.secure_aggregation.graph import Group, group_of, groups
 from privacy.secure_aggregation.keys import AgreementKey, Secret
 from privacy.secure_aggregation.memory import Assignment, Expand, Mask, Note
 from privacy.secure_aggregation.sharing import MASK_KEY, SEED, MaskTerm, Parcel, pair_seed, read_parcel, share_hash
@@ -76,16 +76,21 @@ class Hand(Secret):
     @property
     def masks(self) -> bool:
         """Whether a mask is still to be made, or to be put on the update."""
-        left_out = self.frozen is not None and self.position not in self.frozen
+        left_out = self.group() is None or (self.frozen is not None and self.position not in self.frozen)
         return self.delivery is not None and self.digest is None and self.seed is not None and not left_out
 
     def is_for(self, task: Assignment | None) -> bool:
         """Whether the attempt sums the results of this task."""
         return task is not None and not differences(self.context, task)
 
-    def group(self) -> Group:
-        """My mask group."""
-        return next(group for group in self.groups if self.position in group.members)
+    def group(self) -> Group | None:
+        """My mask group; None before the delivery, and where my atom isn't whole: I only keep shares then."""
+        return group_of(self.groups, self.position)
+
+    def missed_by(self, members: frozenset[int]) -> bool:
+        """Whether a frozen set leaves me out although my update could be summed with the others in it."""
+        group = self.group()
+        return group is not None and self.position in group.publishable(members | {self.position})
 
     def take(
         self,
@@ -102,14 +107,16 @@ class Hand(Secret):
 
     def expand(self) -> Expand:
         """Work: the self mask, and a mask with each other member of the group."""
-        assert self.seed is not None
-        peers = set(self.group().members) - {self.position}
+        group = self.group()
+        assert self.seed is not None and group is not None
+        peers = set(group.members) - {self.position}
         return Expand(self.context, (MaskTerm(self.seed, 1), *self._pair_terms(peers)))
 
     def mask(self) -> Mask:
         """Work: encode and mask, and take out the masks shared with those that dropped before the freeze."""
-        assert self.frozen is not None
-        gone = (self.accepted - self.frozen).intersection(self.group().members)
+        group = self.group()
+        assert self.frozen is not None and group is not None
+        gone = frozenset(group.members) - self.frozen
         return Mask(self.context, tuple(MaskTerm(term.seed, -term.sign) for term in self._pair_terms(gone)))
 
     def _pair_terms(self, peers: Iterable[int]) -> list[MaskTerm]:

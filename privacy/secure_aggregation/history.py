@@ -1,9 +1,10 @@
 """What a participant remembers beyond one attempt, so that no update is ever in two sums that tell about it alone.
 
-Three rules read it. A roster equals the last ones or differs from them by several members (``policy``). An update that
+Four rules read it. A roster equals the last ones or differs from them by several members (``policy``). An update that
 was masked for one attempt enters another only if the first one's sum can never be revealed (:meth:`History.reuse`). Two
 sums over trainings from one model differ by no participant, or by several (:meth:`History.check_sets`): training is
-repeatable, so an update that is made anew from the same model may be the same update.
+repeatable, so an update that is made anew from the same model may be the same update. And where sums of groups are
+published, this site's atom is the same in every attempt of a run (:meth:`History.check_atom`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from privacy.secure_aggregation.policy import MAX_REMEMBERED, Earlier
 from privacy.secure_aggregation.signed import MAX_RETIRED
 from privacy.secure_aggregation.statements import Acceptance, Signed
 from privacy.transcript import decode, encode
+
+ATOM: Final = "atom"
+"""Kind of the note of a run and this site's atom in it."""
 
 _MAX_PUBLISHED: Final = 32
 _MAX_RETIRED: Final = 256
@@ -104,6 +108,7 @@ class History:
         self._retired: dict[bytes, Retired] = {}
         self._published: list[Published] = []
         self._receipts: list[bytes] = []
+        self._atoms: dict[str, frozenset[str]] = {}
 
     def restore(self, note: Note) -> bool:
         """Take a stored note in; False if it isn't of a kind that belongs here."""
@@ -132,6 +137,37 @@ class History:
 
     def _read_receipt(self, value: Any) -> None:
         self._receipts.append(encode(value))
+
+    def _read_atom(self, value: Any) -> None:
+        run_id, names = value
+        self._atoms[run_id] = frozenset(names)
+
+    # ---- atoms ------------------------------------------------------------------------------------------------------
+
+    def check_atom(self, context: RoundContext, position: int) -> None:
+        """Refuse a plan in which this site's atom is another one than in the run's earlier attempts.
+
+        Raises:
+            Refusal: "atom-changed".
+        """
+        known, now = self._atoms.get(context.run_id), _atom(context, position)
+        if known is None or known == now:
+            return
+        gone, new = sorted(known - now), sorted(now - known)
+        changed = [f"without {', '.join(gone)}"] * bool(gone) + [f"with {', '.join(new)}"] * bool(new)
+        raise Refusal(
+            "atom-changed",
+            f"the plan of round {context.round} puts this site's update into sums {' and '.join(changed)}, other than "
+            f"before in run {context.run_id}; the difference of two rounds' sums would tell about so few",
+        )
+
+    def placed(self, context: RoundContext, position: int) -> list[Note | Forget]:
+        """This site takes part in a run with this atom: for good."""
+        now = _atom(context, position)
+        if not now or context.run_id in self._atoms:
+            return []
+        self._atoms[context.run_id] = now
+        return [Note(ATOM, b"", encode((context.run_id, tuple(sorted(now)))))]
 
     # ---- rosters ----------------------------------------------------------------------------------------------------
 
@@ -278,6 +314,18 @@ class History:
         return changes
 
 
+def atom_of(note: Note) -> tuple[str, frozenset[str]]:
+    """The run, and the names of this site's atom in it, of a note of kind :data:`ATOM`."""
+    run_id, names = cast(Any, decode(note.body))
+    return run_id, frozenset(names)
+
+
+def _atom(context: RoundContext, position: int) -> frozenset[str]:
+    """Names of the atom's members; empty where the run has one sum."""
+    found = (atom for atom in context.atom_members if position in atom)
+    return frozenset(context.names[item] for item in next(found, frozenset()))
+
+
 def _attempted(item: Earlier) -> bytes:
     return encode((item.run_id, item.round, item.attempt, tuple(sorted(item.roster))))
 
@@ -288,4 +336,5 @@ _READERS: Final[Mapping[str, Callable[[History, Any], None]]] = {
     "retired": History._read_retired,
     "published": History._read_published,
     "receipt": History._read_receipt,
+    ATOM: History._read_atom,
 }

@@ -86,6 +86,7 @@ class Assignment:
         purpose: Train or score.
         round: From 1.
         task_attempt: Which training of the round.
+        group_size: That the run's plan asks for; 0 for one sum.
         base_digest: SHA-256 of the checkpoint to start from.
         dimension: Coordinates of an update; 0 for scoring.
     """
@@ -95,5 +96,6 @@ class Assignment:
     purpose: Literal["train", "evaluate"]
     round: int
     task_attempt: int
+    group_size: int
     base_digest: bytes
     dimension: int

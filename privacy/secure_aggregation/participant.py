@@ -28,7 +28,7 @@ from privacy.secure_aggregation.checks import (
 )
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.errors import Refusal, SecureAggregationError
-from privacy.secure_aggregation.graph import groups
+from privacy.secure_aggregation.graph import group_of, groups
 from privacy.secure_aggregation.hand import Hand, Unreadable, differences, planned, recall
 from privacy.secure_aggregation.history import History
 from privacy.secure_aggregation.keys import Random, Secret, SigningKey
@@ -77,10 +77,11 @@ class Participant(Secret):
     Formal Guarantees:
         Against a coordinator that deviates in any way and at most c corrupt keepers (``thresholds``), the coordinator
         learns of this participant's update at most its part in sums of at least ``floor`` updates, among them two
-        honest ones; no update enters two sums that may both become known (``history.History.reuse``); and no two sums
-        over trainings from one model differ by one participant (``history.History.check_sets``). The argument is that
-        of Bonawitz et al. 2017, section 6.2, with keys bound to the context hash. For each context: one acceptance,
-        one masked update, one signature on survivors, one release, in which a dealer stands with one kind of share.
+        honest ones, or, where sums of groups are asked for, in sums of whole atoms (``atoms`` has the statement); no
+        update enters two sums that may both become known (``history.History.reuse``); and no two sums over trainings
+        from one model differ by one participant (``history.History.check_sets``, or the atoms). The argument is that of
+        Bonawitz et al. 2017, section 6.2, with keys bound to the context hash. For each context: one acceptance, one
+        masked update, one signature on survivors, one release, in which a dealer stands with one kind of share.
 
     Args:
         name: In the member list.
@@ -245,6 +246,7 @@ class Participant(Secret):
         position = context.position(self.name)
         if position is None:
             raise Refusal("roster-without-me", "the roster doesn't hold this site")
+        self._history.check_atom(context, position)
         prekey = self.stock.find(context.roster[position])
         seed = self._random(32)
         parcels = PARCELS.write(deal(context, position, prekey.mask_key, prekey.share_key, seed, self._random))
@@ -256,6 +258,7 @@ class Participant(Secret):
         h = context.hash
         step.changes.append(self.stock.burn(prekey))
         step.changes += self._history.attempted(context)
+        step.changes += self._history.placed(context, position)
         step.changes += [
             Note("planned", h, encode((context.canonical(), accept.body, accept.signature))),
             Note("secrets", h, encode((prekey.mask_key.secret, seed))),
@@ -321,15 +324,19 @@ class Participant(Secret):
             hand.doubted = parcels
             return Step(answers=[Doubt(hand.context.hash, parcels.dealer).signed(self._key)])
         found = groups(hand.context, {item: acceptance.beacon for item, acceptance in acceptances.items()})
-        check_group(hand, found, frozenset(acceptances), self._policy, "the accepted set")
+        mine = group_of(found, hand.position)
+        check_group(hand, mine, frozenset(acceptances), self._policy, "the accepted set")
         self._history.reuse(hand.context, acceptances.values())
         hand.take(signed.body, acceptances, found, parcels)
         step.changes.append(Note("delivered", hand.context.hash, signed.body))
         if not hand.context.freeze:
             hand.frozen = hand.accepted
             step.changes.append(Note("frozen", hand.context.hash, positions_bytes(hand.accepted)))
-        step.work.append(hand.expand())
-        self._go_on(step, hand)
+        if mine is None:
+            self._drop_secrets(step, hand)  # a mate of this site's atom is missing: it only keeps shares
+        else:
+            step.work.append(hand.expand())
+            self._go_on(step, hand)
         return step
 
     def _evidence(self, hand: Hand, opened: Evidence) -> Step:
@@ -341,7 +348,7 @@ class Participant(Secret):
 
     def _go_on(self, step: Step, hand: Hand) -> None:
         """Say that the update is trained, or go on from where that has led."""
-        if not hand.is_for(self._trained):
+        if hand.group() is None or not hand.is_for(self._trained):
             return
         if hand.digest is not None:
             step.work.append(Deliver(hand.context, hand.digest))
@@ -360,15 +367,15 @@ class Participant(Secret):
             return step
         if not members <= hand.accepted:
             raise Refusal("freeze-foreign", "the frozen set holds someone who never accepted")
-        if hand.position not in members and hand.is_for(self._trained):
+        if hand.position not in members and hand.is_for(self._trained) and hand.missed_by(members):
             raise Refusal("freeze-without-me", "the frozen set leaves this site out although it was ready")
-        enough(len(members), hand.context, "are left")
-        check_group(hand, hand.groups, members, self._policy, "the frozen set")
+        enough(len(members), hand.context.floor, "are left")
+        check_group(hand, hand.group(), members, self._policy, "the frozen set")
         hand.frozen = members
         step.changes.append(Note("frozen", hand.context.hash, opened.members))
         if hand.position in members:
             self._mask_when_possible(step, hand)
-        else:  # too late: this site only keeps shares for the others, and its own masks are in no upload
+        else:  # too late, or a mate is: this site only keeps shares for the others; its own masks are in no upload
             self._drop_secrets(step, hand)
             step.work.append(Discard(hand.context.hash))
         return step
@@ -402,8 +409,9 @@ class Participant(Secret):
             raise Refusal("upload-foreign", "the upload in this site's name isn't the one that it made")
         members = frozenset(uploads)
         check_published(hand, members, self._policy)
-        least = max(self._policy.min_roster_change, context.roster_change)
-        self._history.check_sets(context, hand.sets(members), least, self._policy.setting("min_roster_change"))
+        if not context.group_size:  # sums of groups differ by whole atoms
+            least = max(self._policy.min_roster_change, context.roster_change)
+            self._history.check_sets(context, hand.sets(members), least, self._policy.setting("min_roster_change"))
         survived = hand.survived_by(members).signed(self._key)
         hand.survivors, hand.survivors_body, hand.survived = members, signed.body, survived
         note = Note("survived", context.hash, encode((signed.body, survived.body, survived.signature)))

@@ -42,9 +42,11 @@ class SitePolicy:
         min_cohort: The fewest participants whose sum may be published; at least 3.
         min_corrupt_percent: The coordinator must assume at least so many corrupt participants in large cohorts.
         min_roster_change: A roster must equal each of the last ``remembered_rosters`` ones or differ from it by at
-            least so many members: the difference of two sums is then never one institution's update.
+            least so many members: the difference of two sums is then never one institution's update. For one sum;
+            sums of groups differ by whole atoms.
         remembered_rosters: How many earlier rosters are compared.
-        min_group: The smallest group whose sum may be published where a plan asks for sums of groups.
+        min_group: Where a plan asks for sums of groups: the smallest atom, hence the fewest among whom this site's
+            update is hidden over a whole run, whatever groups the atoms are put into (``atoms``).
         max_value_bits: The most bits that one value may take.
         max_clip_norm: The largest L2 norm that an update may keep.
         max_clip_value: The largest single value that an update may keep.
@@ -117,9 +119,11 @@ def check_context(
     # Cheap rules come first: signatures are only looked at in plans that could be accepted.
     _check_time(context, earlier, now_s)
     _check_numbers(context, policy)
+    _check_atoms(context, policy)
     _check_encoding(context, policy)
     _check_roster(context, members, now_s)
-    _check_change(context, policy, members, earlier, now_s)
+    if not context.group_size:
+        _check_change(context, policy, members, earlier, now_s)
 
 
 def _check_time(context: RoundContext, earlier: Iterable[Earlier], now_s: float) -> None:
@@ -203,11 +207,17 @@ def _check_numbers(context: RoundContext, policy: SitePolicy) -> None:
             f"this site asks for {policy.min_corrupt_percent} % at least",
             policy.setting("min_corrupt_percent"),
         )
-    if 0 < context.group_size < policy.min_group:
+
+
+def _check_atoms(context: RoundContext, policy: SitePolicy) -> None:
+    if not context.group_size:
+        return
+    smallest = min(context.group_size, *map(len, context.atom_members))
+    if smallest < policy.min_group:
         raise Refusal(
             "group-floor",
-            f"the plan publishes sums of groups of {context.group_size}; "
-            f"this site asks for {policy.min_group} at least",
+            f"the plan publishes sums of groups that are made of {smallest} participants; this site asks for "
+            f"{policy.min_group} at least",
             policy.setting("min_group"),
         )
 

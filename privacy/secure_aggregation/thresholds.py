@@ -57,7 +57,7 @@ def thresholds(participants: int, corrupt_percent: int, min_cohort: int) -> Thre
         As long as at most ``corrupt`` keepers are corrupt: (1) at most one survivor set gets ``quorum`` signatures;
         (2) fewer than ``threshold`` shares of any secret are in corrupt hands before the quorum; (3) since ``floor``
         is at least ``corrupt + 2``, at least two honest updates are mixed in every published sum of up to 128
-        participants, whomever the coordinator declares dropped; larger cohorts have the same from :func:`group_floor`.
+        participants, whomever the coordinator declares dropped; larger cohorts have the same from :func:`clique_floor`.
 
     Args:
         participants: n, the roster's length, 3 to 1024.
@@ -91,28 +91,24 @@ def corrupt_members(participants: int, corrupt_percent: int) -> int:
     return (participants - 1) // 3 if participants <= ALL_KEEP else participants * corrupt_percent // 100
 
 
-def group_floor(size: int, accepted: int, corrupt: int, *, clique: bool) -> int:
-    """The fewest members of a mask group whose sum is published.
+def clique_floor(size: int, accepted: int, corrupt: int) -> int:
+    """The fewest members of a clique of the mask graph whose sum is published.
 
     Formal Guarantees:
-        If at most ``corrupt`` of the ``accepted`` participants are corrupt and the groups are a random partition of
+        If at most ``corrupt`` of the ``accepted`` participants are corrupt and the cliques are a random partition of
         them, a clique's sum holds two honest updates whomever the coordinator declares dropped, but with probability
         at most 2^-44 for each clique. Who is accepted may be chosen in the worst way; with one group that holds
         everyone the statement is certain.
 
     Args:
-        size: Members of the group at the start.
-        accepted: Participants that the groups were drawn from.
+        size: Members of the clique at the start.
+        accepted: Participants that the cliques were drawn from.
         corrupt: The most of the whole roster that may be corrupt: all of them may be among the accepted.
-        clique: True for a clique of the mask graph, which must keep two honest members; False for a bucket of a robust
-            merge, whose promise is hiding among its members.
 
     Returns:
-        At least 3; more than ``size`` where the group is too small to publish anything.
+        At least 3; more than ``size`` where the clique is too small to publish anything.
     """
-    if clique:
-        return max(MIN_COHORT, draw_bound(accepted, min(corrupt, accepted), size) + 2)
-    return max(MIN_COHORT, size - 1)
+    return max(MIN_COHORT, draw_bound(accepted, min(corrupt, accepted), size) + 2)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -60,7 +60,7 @@ S = TypeVar("S", bound=Statement)
 
 def update_of(name: str) -> NDArray[np.float32]:
     """The update that a site always makes: one value, so that anything but a mask over it shows."""
-    return np.full(DIMENSION, 0.01 * (1 + SITES.index(name)), "<f4")
+    return np.full(DIMENSION, 0.01 * (1 + int(name.removeprefix("site-"))), "<f4")
 
 
 class FixedWork:

@@ -111,7 +111,8 @@ PLANS: dict[str, Lie] = {
     "a roster of two": plan("cohort-too-small", roster=lambda true, me: true[:2]),
     "sums of two": plan("cohort-floor", FLOOR, min_cohort=2),
     "hardly anyone corrupt": plan("corrupt-bound", f"{SECTION} min_corrupt_percent", corrupt_percent=1),
-    "sums of groups of two": plan("group-floor", f"{SECTION} min_group", group_size=2),
+    "sums of groups of two": plan("group-floor", f"{SECTION} min_group", group_size=2, atoms=(1, 1, 2, 2)),
+    "sums of groups that the run doesn't have": plan("task-mismatch", group_size=3, atoms=(1, 1, 1, 1)),
     "values so wide that sums overflow": plan("overflow", encoding=encoding(value_bits=15)),
     "a clipping norm that clips nothing": plan(
         "encoding-range", f"{SECTION} max_clip_norm", encoding=encoding(clip_norm=1e6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ from coordinator.auditing import verify_log
 from coordinator.serving import BLOBS, DATABASE
 from participant.auditing import audit
 from privacy.secure_aggregation.statements import Result, Signed, positions_bytes
-from privacy.secure_aggregation.summing import line_hash
+from privacy.secure_aggregation.summing import GroupMean, line_hash
 from tests.adversarial.liars import SITES, Liar, lying, opened
 from wire import RefusedError
+
+reveal_module = importlib.import_module("coordinator.aggregation.reveal")
 
 
 async def test_an_honest_log_verifies_and_every_site_recomputes_its_sums(tmp_path: Path) -> None:
@@ -54,6 +57,50 @@ async def test_a_wrong_sum_is_found_by_a_site_and_by_the_operator(tmp_path: Path
         with pytest.raises(RefusedError, match="line 1 of the log") as found:
             verify_log(liar.state)
         assert found.value.code == "sum-wrong"
+
+
+SIX = tuple(f"site-{index}" for index in range(6))
+
+
+async def test_the_means_of_groups_are_recomputed_and_named_by_every_site(tmp_path: Path) -> None:
+    async with lying(tmp_path, names=SIX, secure={"group_size": 3}) as liar:
+        await liar.until_version(1)
+        verified = verify_log(liar.state)
+        assert [item[1:] for item in verified.recomputed] == [(1, SIX)]
+        revealed = liar.hub.machine.state.rounds[0].revealed
+        assert revealed is not None
+        for site in liar.sites.values():
+            audited = await audit(site.site, site.store, 1)
+            assert [(item.participants, item.weight, item.mean, item.left_out) for item in audited.groups] == [
+                (group.members, group.weight, group.digest, "") for group in revealed.groups
+            ]
+        liar.check_sum(SIX)
+
+
+@pytest.mark.parametrize("lie", ["another mean", "a group left out", "a weight"])
+async def test_another_mean_of_a_group_than_its_sums_is_found_although_the_sums_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    honest = reveal_module.GroupMean
+
+    def bent(weight: int, digest: bytes, code: str = "") -> GroupMean:
+        if lie == "another mean":
+            digest = bytes(32)
+        if lie == "a weight":
+            weight += 1
+        return honest(weight, digest, "sum-implausible" if lie == "a group left out" else code)
+
+    monkeypatch.setattr(reveal_module, "GroupMean", bent)
+    async with lying(tmp_path, names=SIX, secure={"group_size": 3}) as liar:
+        await liar.until_version(1)
+        site = liar.sites["site-4"]
+        with pytest.raises(RefusedError, match="than the sum of site-") as found:
+            await audit(site.site, site.store, 1)
+        assert found.value.code == "mean-wrong"
+        assert "evidence" in found.value.hint
+        with pytest.raises(RefusedError, match="line 0 of the log") as found:
+            verify_log(liar.state)
+        assert found.value.code == "mean-wrong"
 
 
 Log = list[Published]

@@ -30,7 +30,7 @@ from secure_lies import (
 from secure_world import ENCODING, SMALL, STEP_S, World
 
 from privacy.secure_aggregation import prekeys
-from privacy.secure_aggregation.audit import check_record, check_sum, verify_chain
+from privacy.secure_aggregation.audit import Claim, check_record, check_sum, verify_chain
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Failed, Unmask
 from privacy.secure_aggregation.encoding import Encoding
@@ -456,9 +456,9 @@ def test_20_a_wrong_sum_is_published() -> None:
         world.result(), sum_hash=sums_hash(context_of(world), sums), uploads_hash=uploads_hash(digests)
     )
     (line,) = verify_chain([honest.signed(world.key)], world.members)
-    order = check_record(line.result, record, world.members)
-    assert order == world.outcome
-    check_sum(line.result, order, uploads.__getitem__)
+    claim = check_record(line.result, record, world.members)
+    assert claim == Claim(world.outcome, ())
+    check_sum(line.result, claim, uploads.__getitem__)
     # Any site recomputes the sum from public material; the signed line is the evidence.
     main, tail = sums[0]
     main[2] += 1
@@ -558,7 +558,7 @@ def test_35_all_honest_mates_of_a_bucket_dropped() -> None:
         world.kill(mate)
     world.released()
     world.conclude()
-    # Two of four are left: nothing of that bucket is published, and no secret of it released.
+    # Two of that atom are left: nothing of it is published, and no secret of it released.
     assert isinstance(world.outcome, Unmask | Failed)
     gone = {world.names[item] for item in bucket}
     world.assert_exact(sorted(set(world.names) - gone))

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from secure_world import STEP_S, World
 
 from coordinator.rounds import (
@@ -15,6 +14,7 @@ from coordinator.rounds import (
     CancelTask,
     Decision,
     Effect,
+    GroupRevealed,
     IssueTask,
     Line,
     Revealed,
@@ -26,12 +26,13 @@ from coordinator.rounds import (
     from_row,
     to_row,
 )
+from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Record, Unmask
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.memory import Assignment, Step
 from privacy.secure_aggregation.policy import SitePolicy
 from privacy.secure_aggregation.statements import Signed, kind_of
-from privacy.secure_aggregation.summing import joined, sums_hash
+from privacy.secure_aggregation.summing import joined, plausible, sums_hash
 from privacy.secure_aggregation.tail import decode_tail
 from wire import AggregationSpec, InitialModel, RefusedError, RunPlan, SecureSpec
 
@@ -154,27 +155,41 @@ class RoundsWorld(World):
         """What ``aggregation.reveal`` does, on arrays."""
         self.outcome = order.order
         assert isinstance(self.outcome, Unmask)
-        context = self.outcome.context
-        found = self.sums()
-        sums = [(main, tail) for _, main, tail in found]
-        main, tail = joined(sums)
-        members = sum(len(positions) for positions, _, _ in found)
         try:
-            said = decode_tail(context.layout, tail, participants=members, weight_cap=context.encoding.weight_cap)
-            context.encoding.check_sum(main, members) if context.dimension else None
+            revealed = self._revealed(order)
         except SecureAggregationError as error:
             self.carry(self.rounds.implausible(order, error, self.now))
             return
-        mean = context.encoding.decode(main, said.weight) if context.dimension else np.zeros(0)
-        revealed = Revealed(
-            digest=hashlib.sha256(mean.tobytes()).hexdigest() if context.dimension else "",
-            weight=said.weight,
-            metrics=said.means,
-            sum_hash=sums_hash(context, sums).hex(),
-            record=hashlib.sha256(repr(order.record).encode()).hexdigest(),
-        )
         self.reveals.append((order, revealed))
         self.carry(self.rounds.unmasked(order, revealed, self.now))
+
+    def _revealed(self, order: BeginUnmask) -> Revealed:
+        context, found = order.order.context, self.sums()
+        groups, good = [], []
+        for group, (positions, main, tail) in zip(order.order.groups, found, strict=True):
+            members = tuple(context.names[item] for item in positions)
+            try:
+                said = plausible(context, group, main, tail)
+            except SecureAggregationError as error:
+                if not context.group_size:
+                    raise
+                groups.append(GroupRevealed(members=members, weight=0, digest="", reason=error.code))
+                continue
+            groups.append(GroupRevealed(members=members, weight=said.weight, digest=_mean(context, main, said.weight)))
+            good.append((positions, main, tail))
+        members = sum(len(positions) for positions, _, _ in good)
+        if members < context.floor:
+            raise SecureAggregationError("tail-implausible", "too few groups are left")
+        main, tail = joined([(main, tail) for _, main, tail in good])
+        said = decode_tail(context.layout, tail, participants=members, weight_cap=context.encoding.weight_cap)
+        return Revealed(
+            digest="" if context.group_size else _mean(context, main, said.weight),
+            weight=said.weight,
+            metrics=said.means,
+            sum_hash=sums_hash(context, [(main, tail) for _, main, tail in found]).hex(),
+            record=hashlib.sha256(repr(order.record).encode()).hexdigest(),
+            groups=tuple(groups) if context.group_size else (),
+        )
 
     def merge(self, order: BeginMerge) -> None:
         digest = hashlib.sha256(f"version {order.round}".encode()).hexdigest()
@@ -333,6 +348,12 @@ class RoundsWorld(World):
         assert revealed.weight == sum(item.weight for item in found)
 
 
+def _mean(context: RoundContext, main: Any, weight: int) -> str:
+    if not context.dimension:
+        return ""
+    return hashlib.sha256(context.encoding.decode(main, weight).tobytes()).hexdigest()
+
+
 class _Attempt:
     """As much of an attempt as is left when it is over."""
 
@@ -349,6 +370,7 @@ def assigned(issued: IssueTask, plan: RunPlan, state: RunState) -> dict[str, Any
         "task_attempt": issued.attempt,
         "base_digest": bytes.fromhex(state.digest),
         "dimension": plan.initial.dimension if issued.purpose == "train" else 0,
+        "group_size": plan.secure.group_size if plan.secure is not None else 0,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privacy.secure_aggregation.atoms import draw_atoms
 from privacy.secure_aggregation.context import RoundContext, Seat
 from privacy.secure_aggregation.coordinator import Attempt, Decision, Failed, Record, Tell, Unmask
 from privacy.secure_aggregation.encoding import Encoding
@@ -205,6 +206,7 @@ class World:
         self.policy = policy or SitePolicy()
         self.dimension = dimension
         self.changes = changes
+        self.atoms: dict[str, int] = {}
         self.names = [f"site-{index:03}" for index in range(count)]
         self.root = FederationRoot("clinics", SigningKey.generate(self.random("root")))
         self.key = SigningKey.generate(self.random("coordinator"))
@@ -359,6 +361,7 @@ class World:
             "task_attempt": 1,
             "base_digest": BASE,
             "dimension": self.dimension,
+            "group_size": 0,
         }
         values.update({key: value for key, value in self.changes.items() if key in values})
         return Assignment(**{**values, **self.task, **changes})
@@ -391,7 +394,15 @@ class World:
         }
         values.update(self.changes)
         values.update(changes)
+        if values["group_size"] and "atoms" not in values:
+            values["atoms"] = self.place([seat.name for seat in values["roster"]], values["group_size"])
         return RoundContext(**values)
+
+    def place(self, names: list[str], group_size: int) -> tuple[int, ...]:
+        """The atom of each of these, the same in every attempt."""
+        new = set(names) - set(self.atoms)
+        self.atoms.update(draw_atoms(new, group_size, "run-1", max(self.atoms.values(), default=0) + 1))
+        return tuple(self.atoms[name] for name in names)
 
     def _make(self, context: RoundContext) -> Attempt:
         return Attempt(context, self.members, self.key, step_s=STEP_S, deadline_s=DEADLINE_S)

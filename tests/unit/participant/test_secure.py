@@ -89,20 +89,50 @@ def test_the_mean_is_that_of_the_updates_within_the_encodings_bound(worlds: Worl
     assert state.revealed is not None
     assert state.revealed.weight == 4 * EXAMPLES
     assert state.revealed.metrics == {"loss": 1.0}
-    seed = world.plan.rounds.seed
-    exact = np.mean([_exact(world, name, seed) for name in world.names], axis=0)
+    job = job_of(world, 1)
+    exact = np.mean([trained_update(name, job, 33).astype(np.float64) for name in world.names], axis=0)
     assert world.plan.secure is not None
     bound = world.plan.secure.encoding(4).error_bound(4, 4 * EXAMPLES)
     assert np.abs(world.mean(1) - exact).max() <= bound + 1e-7
     assert bound < 1e-6
 
 
-def _exact(world: SitesWorld, name: str, seed: int) -> np.ndarray:
-    job = Job(
-        task_id="", run_id="", train=True, round=1, rounds=1, attempt=1, base_version=0, base_digest=b"", base_size=0,
-        seed=seed, evaluate=False,
+def test_sums_of_groups_over_two_runs_of_the_coordinator_and_of_a_site(
+    worlds: Worlds, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world = worlds(9, rounds={"count": 2, "min_participants": 9}, secure={"group_size": 3})
+    world.lost = {"release"}
+    world.connect()
+    # Killed while the shares of round 1 are released: both come back to the same atoms and the same masked updates.
+    atoms = dict(world.hub.machine.state.atoms)
+    world.lost = set()
+    world.sites["site-1"].restart()
+    world.restart_hub()
+    world.settle()
+    assert world.hub.machine.state.finished is not None, world.hub.machine.waiting_for()
+    assert world.hub.machine.state.atoms == atoms and len(set(atoms.values())) == 3
+    assert world.store.refusals() == {}
+    for state in world.hub.machine.state.rounds:
+        assert state.revealed is not None and len(state.attempts) == 1
+        exact = {name: trained_update(name, job_of(world, state.number), 33).astype(np.float64) for name in world.names}
+        for group in state.revealed.groups:
+            assert len({atoms[name] for name in group.members}) == 1
+            mean = np.fromfile(world.blobs.path(bytes.fromhex(group.digest)), "<f4")
+            assert np.abs(mean - np.mean([exact[name] for name in group.members], axis=0)).max() < 1e-5
+            assert bytes.fromhex(group.digest) in world.hub.blobs_in_use()
+            world.hub.may_download("site-1", bytes.fromhex(group.digest))
+    mates = ", ".join(sorted(name for name in atoms if atoms[name] == atoms["site-1"] and name != "site-1"))
+    said = [item.getMessage() for item in caplog.records if "together or not at all" in item.getMessage()]
+    assert f"run run-1 sums this site's updates with those of {mates}, together or not at all" in said
+    assert len(said) == 9
+
+
+def job_of(world: SitesWorld, number: int) -> Job:
+    return Job(
+        task_id="", run_id="", train=True, round=number, rounds=1, attempt=1, base_version=0, base_digest=b"",
+        base_size=0, seed=world.plan.rounds.seed, evaluate=False,
     )  # fmt: skip
-    return trained_update(name, job, world.plan.initial.dimension).astype(np.float64)
 
 
 # ---- kill -9 --------------------------------------------------------------------------------------------------------

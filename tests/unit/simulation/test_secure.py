@@ -115,6 +115,32 @@ def exact_updates(
     return vector.astype(np.float64), updates, examples
 
 
+def test_the_mean_of_groups_means_is_that_of_one_sum_but_for_rounding(tmp_path: Path) -> None:
+    once = {"rounds": {"count": 1, "evaluate_every": 0}, "seconds": [1.0] * 9, "training": {"local_steps": 2}}
+    one = run(config(**once), tmp_path / "one")
+    groups = run(config(**once, secure_aggregation={"group_size": 3}), tmp_path / "groups")
+    assert "groups of at least 3" in groups.plan.visibility and "groups" not in one.plan.visibility
+    # The same integers are summed; float32 rounds the groups' means once more.
+    apart = np.abs(model(tmp_path / "groups").astype(np.float64) - model(tmp_path / "one").astype(np.float64))
+    assert apart.max() <= 4 * np.spacing(np.float32(np.abs(model(tmp_path / "one")).max()))
+
+
+def test_a_straggler_takes_its_atom_out_of_the_round_and_the_others_are_merged(tmp_path: Path) -> None:
+    settings = config(
+        seconds=[1.0] * 8 + [5_000.0],
+        rounds={"count": 2, "min_participants": 9, "deadline_s": 60.0, "evaluate_every": 0},
+        training={"local_steps": 2},
+        secure_aggregation={"group_size": 3},
+    )
+    result = run(settings, tmp_path)
+    for item in result.record.rounds:
+        outcomes = {seat.name: seat.outcome for seat in item.participants}
+        late = {name for name, outcome in outcomes.items() if outcome == "late"}
+        assert "site-8" in late and len(late) == 3
+        assert {name for name, outcome in outcomes.items() if outcome == "merged"} == set(outcomes) - late
+    assert len({frozenset(seat.name for seat in item.participants) for item in result.record.rounds}) == 1
+
+
 def test_a_straggler_past_the_deadline_is_left_out_of_the_sum(tmp_path: Path) -> None:
     rounds = {"count": 1, "deadline_s": 60.0, "evaluate_every": 0}
     result = run(config(seconds=[1.0, 1.0, 1.0, 5_000.0], rounds=rounds), tmp_path)

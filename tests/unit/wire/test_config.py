@@ -84,6 +84,28 @@ def mistakes(table: dict[str, Any], model: type[BaseModel] = FederationConfig, *
         ),
         ({"coordinator": {"port": 7, "enrolment_port": 7}}, "port and enrolment_port are both 7"),
         ({"rounds": {"min_updates": 9}}, "min_updates = 9 is more than min_participants = 4"),
+        (
+            {"secure_aggregation": {"group_size": 3}, "rounds": {"min_participants": 5}},
+            "min_participants = 5: two groups of 3 participants ([secure_aggregation] group_size = 3) need at least 6",
+        ),
+        (
+            {"secure_aggregation": {"group_size": 7}, "rounds": {"min_participants": 14}},
+            "two groups of 8 participants ([secure_aggregation] group_size = 7) need at least 16",
+        ),
+        (
+            {"secure_aggregation": {"group_size": 3}, "rounds": {"min_participants": 9, "participants_per_round": 6}},
+            "participants_per_round = 6: with [secure_aggregation] group_size = 3 whole atoms take part",
+        ),
+        (
+            {
+                "secure_aggregation": {"group_size": 3},
+                "rounds": {"min_participants": 9},
+                "privacy": {"placement": "participant"},
+            },
+            '[privacy] placement = "participant": sites size their shares of the noise for one sum',
+        ),
+        ({"secure_aggregation": {"group_size": 2}}, "the sum of a group hides a participant among at least 3"),
+        ({"secure_aggregation": {"group_size": 2_000}}, "[secure_aggregation] group_size = 2000: must be at most 1024"),
         ({"round": {"count": 3}}, "[round]: unknown section; did you mean 'rounds'?"),
         ({"zzz": {}}, "[zzz]: unknown section; valid are aggregation, coordinator, federation"),
     ],
@@ -91,6 +113,16 @@ def mistakes(table: dict[str, Any], model: type[BaseModel] = FederationConfig, *
 def test_each_mistake_is_named(table: dict[str, Any], message: str) -> None:
     assert mistakes(table).startswith("federation.toml: ")
     assert message in mistakes(table)
+
+
+def test_groups_that_are_possible_pass_and_plain_averaging_has_none() -> None:
+    groups: dict[str, Any] = {"secure_aggregation": {"group_size": 3}}
+    for table in (
+        {**groups, "rounds": {"min_participants": 6}},
+        {**groups, "rounds": {"min_participants": 9}, "privacy": {"placement": "local"}},
+        {**groups, "aggregation": {"mode": "plain"}},
+    ):
+        assert FederationConfig.model_validate(table).secure_aggregation.group_size == 3
 
 
 def test_all_mistakes_at_once() -> None:

@@ -193,9 +193,26 @@ def test_a_plan_says_which_aggregation_it_wants() -> None:
         RunPlan.parse(json.dumps(table).encode())
 
 
-@pytest.mark.parametrize("changes", [{"wire_bits": 20}, {"clip_norm": 9.0}, {"min_cohort": 4}, {"audited_rounds": 3}])
+@pytest.mark.parametrize(
+    "changes", [{"wire_bits": 20}, {"clip_norm": 9.0}, {"min_cohort": 4}, {"audited_rounds": 3}, {"group_size": 3}]
+)
 def test_every_setting_of_secure_sums_changes_the_hash(changes: dict[str, Any]) -> None:
     assert secure(**changes).hash != secure().hash
+
+
+def test_a_plan_says_how_many_the_coordinator_sees_summed() -> None:
+    assert "of at least 4 participants together the sum" in secure(min_cohort=4).visibility
+    groups = secure(min_cohort=9, group_size=5).visibility
+    assert "of groups of at least 5 participants, fixed atoms of whom are never split, together the sum" in groups
+    assert "9" not in groups
+
+
+def test_shared_noise_and_sums_of_groups_exclude_each_other_in_a_plan() -> None:
+    noise = {"multiplier": 1.0, "share_std": 1.0, "honest": 2, "grid": 0.1, "quantum": 0.1, "value_bits": 20}
+    one = {"aggregation": {}, "privacy": {"placement": "participant"}, "shared_noise": noise}
+    assert make(**one, secure={}).shared_noise is not None
+    with pytest.raises(ValidationError, match="shared noise is sized for one sum"):
+        make(**one, secure={"group_size": 3})
 
 
 @pytest.mark.parametrize("metrics", [("b", "a"), ("a", "a"), ("",), ("x" * 65,), tuple(f"m{n:02}" for n in range(65))])
@@ -215,6 +232,8 @@ def test_metrics_are_distinct_sorted_and_few(metrics: tuple[str, ...]) -> None:
         ({"weight_cap": 0}, "weight_cap"),
         ({"weight_cap": (1 << 20) + 1}, "weight_cap"),
         ({"min_cohort": 2}, "min_cohort"),
+        ({"group_size": 2}, "group_size"),
+        ({"group_size": 1_025}, "group_size"),
         ({"corrupt_percent": 34}, "corrupt_percent"),
         ({"min_roster_change": 0}, "min_roster_change"),
         ({"audited_rounds": 0}, "audited_rounds"),

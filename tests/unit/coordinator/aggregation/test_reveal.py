@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from secure_world import World
+from secure_world import Site, World
 
 from coordinator.aggregation import reveal, unmask
 from coordinator.rounds import BeginUnmask, Revealed
@@ -17,6 +17,7 @@ from privacy.secure_aggregation import prekeys
 from privacy.secure_aggregation.coordinator import GroupSum, Unmask
 from privacy.secure_aggregation.encoding import Encoding
 from privacy.secure_aggregation.errors import SecureAggregationError
+from privacy.secure_aggregation.memory import Mask
 from privacy.secure_aggregation.summing import sums_hash
 from privacy.secure_aggregation.tail import encode_tail
 from privacy.transcript import decode
@@ -108,19 +109,94 @@ def test_the_public_record_is_a_blob_that_reads_back_to_what_was_ordered(tmp_pat
     assert decode(blobs.path(bytes.fromhex(revealed.record)).read_bytes()) == order.record
 
 
-def test_sums_of_several_groups_are_added_and_hashed_one_by_one(tmp_path: Path) -> None:
-    world = summed(9, wire_bits=20, group_size=4, drop="site-004")
+def test_each_group_has_a_mean_of_its_own_exact_to_the_last_bit(tmp_path: Path) -> None:
+    world = summed(9, wire_bits=20, group_size=3, drop="site-004")
     blobs, order = ordered(world, tmp_path)
-    groups = order.order.groups
+    context, groups = order.order.context, order.order.groups
     assert len(groups) == 2
     revealed = reveal(blobs, order)
-    survivors = sorted(item for group in groups for item in group.members)
-    assert 4 not in survivors
-    exact(world, revealed, blobs, survivors)
-    context = order.order.context
+    assert (revealed.digest, len(revealed.groups)) == ("", 2)
+    assert all("site-004" not in group.members and not group.reason for group in revealed.groups)
+    weights = []
+    for group, found in zip(groups, revealed.groups, strict=True):
+        assert found.members == tuple(context.names[item] for item in group.members)
+        one = Revealed(digest=found.digest, weight=found.weight, metrics=revealed.metrics, sum_hash="", record="")
+        main, _ = world.expected(group.members)
+        assert one.weight == sum(min(world.inputs[name][1], 50) for name in found.members)
+        mean = np.fromfile(blobs.path(bytes.fromhex(one.digest)), "<f4")
+        assert mean.tobytes() == context.encoding.decode(main, one.weight, np.empty(len(main), "<f4")).tobytes()
+        weights.append(one.weight)
+    assert revealed.weight == sum(weights)
+    names = [name for group in revealed.groups for name in group.members]
+    losses = sum(world.inputs[name][2]["loss"] * min(world.inputs[name][1], 50) for name in names)
+    assert revealed.metrics == {"loss": pytest.approx(losses / revealed.weight, abs=2.0**-20)}
     sums = [unmask(context, group, [blobs.path(item) for item in group.digests]) for group in groups]
     assert revealed.sum_hash == sums_hash(context, sums).hex()
     assert sums_hash(context, sums[::-1]) != sums_hash(context, sums)
+    # The public record says what was made of each sum.
+    *material, means = decode(blobs.path(bytes.fromhex(revealed.record)).read_bytes())
+    assert tuple(material) == order.record
+    assert means == tuple((group.weight, bytes.fromhex(group.digest), "") for group in revealed.groups)
+
+
+def test_the_merge_of_the_groups_means_is_that_of_one_sum(tmp_path: Path) -> None:
+    grouped = summed(9, group_size=3)
+    blobs, order = ordered(grouped, tmp_path / "groups")
+    groups = reveal(blobs, order).groups
+    means = [np.fromfile(blobs.path(bytes.fromhex(group.digest)), "<f4").astype(float) for group in groups]
+    joined = sum(group.weight * mean for group, mean in zip(groups, means, strict=True))
+    blobs, order = ordered(summed(9), tmp_path / "one")
+    one = reveal(blobs, order)
+    mean = np.fromfile(blobs.path(bytes.fromhex(one.digest)), "<f4")
+    assert sum(group.weight for group in groups) == one.weight
+    assert np.abs(joined / one.weight - mean).max() <= 2.0**-23 * np.abs(mean).max()
+
+
+def spoilt(world: World, *names: str) -> World:
+    """These sites put garbage in place of their masks' tails."""
+
+    def spoil(site: Site) -> None:
+        masked = site._masked
+
+        def garbage(work: Mask) -> bytes:
+            main, tail = site.masks[work.context.hash]
+            site.masks[work.context.hash] = (main, tail + (np.uint64(1) << np.uint64(62)))
+            return masked(work)
+
+        site._masked = garbage  # type: ignore[method-assign]
+
+    for name in names:
+        spoil(world.sites[name])
+    world.run()
+    return world
+
+
+@pytest.mark.parametrize("dimension", [DIMENSION, 0])
+def test_a_group_with_garbage_in_it_is_left_out_by_name_and_the_others_are_exact(
+    tmp_path: Path, dimension: int
+) -> None:
+    world = spoilt(World(9, dimension=dimension, encoding=encoding(32), group_size=3), "site-004")
+    blobs, order = ordered(world, tmp_path)
+    revealed = reveal(blobs, order)
+    bad = [group for group in revealed.groups if group.reason]
+    assert len(bad) == 1 and len(revealed.groups) == 3
+    assert "site-004" in bad[0].members
+    assert (bad[0].weight, bad[0].digest) == (0, "")
+    assert bad[0].reason.startswith("tail-implausible: ")
+    good = [name for group in revealed.groups if not group.reason for name in group.members]
+    assert revealed.weight == sum(min(world.inputs[name][1], 50) for name in good)
+
+
+def test_garbage_in_so_many_groups_that_too_few_are_left_ends_the_attempt(tmp_path: Path) -> None:
+    world = World(9, dimension=DIMENSION, encoding=encoding(32), group_size=3, min_cohort=6)
+    names = [world.names[min(atom)] for atom in world.context().atom_members]
+    blobs, order = ordered(spoilt(world, *names[:1]), tmp_path / "one")
+    assert [bool(group.reason) for group in reveal(blobs, order).groups].count(True) == 1
+    world = World(9, dimension=DIMENSION, encoding=encoding(32), group_size=3, min_cohort=6)
+    blobs, order = ordered(spoilt(world, *names[:2]), tmp_path / "two")
+    with pytest.raises(SecureAggregationError) as caught:
+        reveal(blobs, order)
+    assert caught.value.code == "tail-implausible"
 
 
 def test_a_round_of_scoring_gives_metrics_and_no_update(tmp_path: Path) -> None:

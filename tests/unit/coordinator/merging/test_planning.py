@@ -111,10 +111,31 @@ def plan(folder: Path, merging: dict[str, Any], mode: str = "plain", **rounds: A
     config = FederationConfig.model_validate(table)
     made = make_plan(config, "x-1", path, ())
     assert same_run(config, made) == []
-    other = config.model_copy(update={"merging": MergingSpec(rule="median", f=1)})
-    assert same_run(other, made) == ["merging"]
     assert RunPlan.parse(made.canonical()) == made
     return made
+
+
+def test_another_rule_is_another_run(tmp_path: Path) -> None:
+    made = plan(tmp_path, {"rule": "median", "f": 2})
+    config = FederationConfig.model_validate(
+        {"aggregation": {"mode": "plain"}, "merging": {"rule": "median", "f": 1}, "rounds": made.rounds.model_dump()}
+    )
+    assert same_run(config, made) == ["merging"]
+
+
+def test_a_robust_rule_over_secure_sums_gets_groups(tmp_path: Path) -> None:
+    made = plan(tmp_path, {"rule": "robust", "f": 3}, "secure", min_participants=45, min_updates=30)
+    assert made.secure is not None
+    assert made.secure.group_size == 3
+    said = guarantee(made)
+    assert "Of the means of 15 groups it stands 3 hostile ones" in said
+    assert "so 3 of them are stood, wherever they are" in said
+    assert "hides among the 3 or more of its atom" in said
+    made = plan(tmp_path, {"rule": "robust"}, "secure", min_participants=100, min_updates=80)
+    assert made.secure is not None
+    assert made.secure.group_size == 10
+    assert "of 2 atoms, drawn anew each round" in guarantee(made)
+    assert "Of the means of 10 groups it stands 2 hostile" in guarantee(made)
 
 
 def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
@@ -134,7 +155,7 @@ def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
         ({"rule": "robust", "f": 4}, "plain", r"needs at least 9 updates to stand f = 4 .*min_updates = 7"),
         ({"rule": "bulyan", "f": 2}, "plain", "needs at least 11 updates"),
         ({"rule": "median", "f": 0.1}, "plain", "needs at least 10 updates"),
-        ({"rule": "robust", "f": 2}, "secure", "sees one sum only"),
+        ({"rule": "robust", "f": 2}, "secure", r"needs 5 of them, and \[rounds\] min_participants = 9 makes 3"),
     ],
 )
 def test_a_federation_too_small_for_its_promise_is_refused(

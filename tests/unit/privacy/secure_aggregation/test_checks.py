@@ -100,8 +100,8 @@ def key(position: int):  # type: ignore[no-untyped-def]
 
 
 def test_a_set_below_the_floor_is_refused_with_the_numbers() -> None:
-    enough(4, context(), "uploaded")
-    refused("cohort-floor", lambda: enough(3, context(), "uploaded"), "3", "4", "uploaded", setting=FLOOR_SETTING)
+    enough(4, 4, "uploaded")
+    refused("cohort-floor", lambda: enough(3, 4, "uploaded"), "3", "4", "uploaded", setting=FLOOR_SETTING)
 
 
 # ---- acceptances -----------------------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ OTHER: dict[str, Any] = {
     "freeze": False,
     "expires_s": 1,
     "roster": (),
+    "atoms": (1, 1, 2, 2),
 }
+PLAIN = [field.name for field in dataclasses.fields(RoundContext) if field.name != "atoms"]
 
 
 def test_a_context_comes_back_as_it_was() -> None:
@@ -64,10 +66,48 @@ def test_a_context_comes_back_as_it_was() -> None:
     assert len(context.hash) == 32
 
 
+@functools.cache
+def grouped() -> RoundContext:
+    return dataclasses.replace(example(), group_size=4, atoms=(1, 1, 1, 1))
+
+
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RoundContext)])
 def test_every_field_is_in_the_hash(name: str) -> None:
-    changed = dataclasses.replace(example(), **{name: OTHER[name]})
-    assert changed.hash != example().hash
+    for context in (grouped(), *([example()] if name != "atoms" else [])):
+        assert dataclasses.replace(context, **{name: OTHER[name]}).hash != context.hash
+
+
+def test_a_context_of_sums_of_groups_comes_back_with_its_atoms() -> None:
+    context = RoundContext.parse(grouped().canonical())
+    assert context == grouped()
+    assert context.atoms == (1, 1, 1, 1)
+    other = dataclasses.replace(context, atoms=(7, 2, 7, 2))
+    assert other.atom_members == (frozenset({1, 3}), frozenset({0, 2}))
+    assert other.together(frozenset({0, 1, 2})) == frozenset({0, 2})
+    assert example().together(frozenset({0, 1, 2})) == frozenset({0, 1, 2})
+
+
+@pytest.mark.parametrize(
+    "atoms", [(), (1, 1, 1), (1,) * 5, (1, 1, 1, -1), (1, 1, 1, True), (1, 1, 1, "x"), (HUGE,) * 4]
+)
+def test_atoms_of_another_form_are_refused(atoms: tuple[Any, ...]) -> None:
+    assert refused(dataclasses.replace(grouped(), atoms=atoms).canonical()).code == "context-malformed"
+
+
+def test_atoms_without_groups_groups_without_atoms_and_groups_without_a_freeze_are_refused() -> None:
+    plain: tuple[Any, ...] = decode(example().canonical())  # type: ignore[assignment]
+    for forged in (
+        encode((*plain[:-2], (1, 1, 1, 1), *plain[-2:])),
+        dataclasses.replace(example(), group_size=4).canonical(),
+        dataclasses.replace(grouped(), freeze=False).canonical(),
+    ):
+        assert refused(forged).code == "context-malformed"
+
+
+def test_one_sum_has_the_floor_of_its_thresholds_and_groups_have_their_own() -> None:
+    assert example().floor == example().numbers.floor
+    assert grouped().floor == 4
+    assert dataclasses.replace(grouped(), min_cohort=6).floor == 6
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Encoding)])
@@ -123,9 +163,9 @@ def test_another_version_of_the_protocol_is_refused() -> None:
         assert refused(with_field(0, version)).code == "context-malformed"
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RoundContext)])
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_field_of_another_form_is_refused_by_name(name: str) -> None:
-    index = [field.name for field in dataclasses.fields(RoundContext)].index(name) + 1
+    index = PLAIN.index(name) + 1
     for value in (None, -1, HUGE, True, 1.5, "", "x" * 300, b"", b"x" * 33, (), (1,), {}, ((),)):
         if (name == "metrics" and value == ()) or (name == "freeze" and value is True):
             continue
@@ -136,7 +176,7 @@ def test_a_field_of_another_form_is_refused_by_name(name: str) -> None:
 
 def test_a_roster_of_another_form_is_refused() -> None:
     *_, names, seats = plain = list(decode(example().canonical()))  # type: ignore[call-overload]
-    assert len(plain) == len(dataclasses.fields(RoundContext)) + 2
+    assert len(plain) == len(PLAIN) + 2
     for value in (None, -1, HUGE, True, 1.5, "", b"", (), ((),), (1,) * 4, names[:-1], (*names, "x"), ("", *names[1:])):
         if value != ():
             assert refused(with_field(-2, value)).code == "context-malformed"

@@ -192,6 +192,31 @@ def test_any_order_of_messages_with_any_crashes_keeps_every_promise(
     ended_well(world)
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    fuses=st.dictionaries(st.integers(0, 6), st.integers(0, 24), max_size=4),
+    coordinator=st.none() | st.integers(0, 60),
+    lost=st.sampled_from([0.0, 0.05]),
+)
+@settings(max_examples=25)
+def test_sums_of_groups_hold_whole_atoms_in_any_order_of_messages_with_any_crashes(
+    seed: int, fuses: dict[int, int], coordinator: int | None, lost: float
+) -> None:
+    chance = random.Random(seed)
+    world = World(7, dimension=3, group_size=3)
+    world.shuffle = chance
+    world.fuse = coordinator
+    world.filter_up = lambda name, item: [item] if chance.random() >= lost else []
+    for position, fuse in fuses.items():
+        world.sites[world.names[position]].fuse = fuse
+    world.run()
+    outcome = ended_well(world)
+    if isinstance(outcome, Unmask):
+        members = frozenset(item for group in outcome.groups for item in group.members)
+        assert all(atom <= members or not atom & members for atom in outcome.context.atom_members)
+    world.assert_promises_kept()
+
+
 @given(seed=st.integers(0, 2**32), count=st.integers(4, 6), lost=st.floats(0.0, 0.3))
 @settings(max_examples=60)
 def test_messages_that_get_lost_end_in_the_exact_sum_or_in_a_named_reason(seed: int, count: int, lost: float) -> None:

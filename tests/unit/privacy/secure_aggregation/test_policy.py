@@ -67,7 +67,7 @@ def test_a_roster_whose_shares_of_the_noise_would_not_be_enough_is_refused() -> 
     check(plan(), SitePolicy(min_honest=least))
     for policy, context in (
         (SitePolicy(min_honest=least + 1), plan()),
-        (SitePolicy(min_honest=1), changed(group_size=4)),
+        (SitePolicy(min_honest=1), changed(group_size=3, atoms=(1, 1, 1, 2, 2, 2))),
     ):
         with pytest.raises(Refusal) as caught:
             check(context, policy)
@@ -82,9 +82,11 @@ def test_a_roster_whose_shares_of_the_noise_would_not_be_enough_is_refused() -> 
         ({}, {"min_cohort": 7}, "cohort-floor", "min_cohort"),
         ({"min_corrupt_percent": 25}, {}, "corrupt-bound", "min_corrupt_percent"),
         ({}, {"corrupt_percent": 9}, "corrupt-bound", "min_corrupt_percent"),
-        ({"min_group": 5}, {"group_size": 4}, "group-floor", "min_group"),
-        ({}, {"group_size": 2}, "group-floor", "min_group"),
-        ({}, {"group_size": 1}, "group-floor", "min_group"),
+        ({"min_group": 4}, {"group_size": 3, "atoms": (1, 1, 1, 2, 2, 2)}, "group-floor", "min_group"),
+        ({"min_group": 4}, {"group_size": 6, "atoms": (1, 2, 1, 2, 1, 2)}, "group-floor", "min_group"),
+        ({}, {"group_size": 3, "atoms": (1, 1, 1, 1, 2, 2)}, "group-floor", "min_group"),
+        ({}, {"group_size": 2, "atoms": (1, 1, 1, 2, 2, 2)}, "group-floor", "min_group"),
+        ({}, {"group_size": 1, "atoms": (1, 1, 1, 2, 2, 2)}, "group-floor", "min_group"),
         ({"max_value_bits": 19}, {}, "encoding-range", "max_value_bits"),
         ({"max_clip_norm": 9.5}, {}, "encoding-range", "max_clip_norm"),
         ({"max_clip_value": 0.5}, {}, "encoding-range", "max_clip_value"),
@@ -110,7 +112,7 @@ def test_the_strictest_value_that_a_plan_meets_passes() -> None:
         plan(),
         SitePolicy(min_corrupt_percent=20, max_value_bits=20, max_clip_norm=10.0, max_clip_value=1.0, min_cohort=3),
     )
-    check(changed(min_cohort=6, group_size=6), SitePolicy(min_cohort=6, min_group=6))
+    check(changed(min_cohort=6, group_size=6, atoms=(1,) * 6), SitePolicy(min_cohort=6, min_group=6))
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.thresholds import (
     MAX_COHORT,
     Thresholds,
+    clique_floor,
     corrupt_members,
     draw_bound,
-    group_floor,
     thresholds,
 )
 
@@ -41,12 +41,7 @@ def test_a_hundred_keepers_of_a_thousand(percent: int, corrupt: int, quorum: int
 
 @pytest.mark.parametrize(("size", "floor"), [(100, 37), (64, 30)])
 def test_floors_of_cliques_of_a_thousand(size: int, floor: int) -> None:
-    assert group_floor(size, 1000, corrupt_members(1000, 10), clique=True) == floor
-
-
-@pytest.mark.parametrize(("size", "floor"), [(3, 3), (4, 3), (5, 4), (10, 9)])
-def test_floors_of_buckets(size: int, floor: int) -> None:
-    assert group_floor(size, 100, 33, clique=False) == floor
+    assert clique_floor(size, 1000, corrupt_members(1000, 10)) == floor
 
 
 @given(participants=st.integers(3, MAX_COHORT), percent=st.integers(1, 33), floor=st.integers(3, 2000))

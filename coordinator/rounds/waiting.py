@@ -1,0 +1,53 @@
+"""What a round with a secure sum waits for, in sentences for the operator."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from coordinator.rounds.state import Round
+from privacy.secure_aggregation.coordinator import Attempt
+from wire import SecureSpec
+
+_SHOWN: Final = 5  # names in a sentence
+
+_PHASES: Final = {
+    "accepting": "waits for agreement of",
+    "training": "waits for the training of",
+    "uploading": "waits for the masked updates of",
+    "signing": "waits for signatures of",
+    "releasing": "waits for the shares of",
+    "unmasking": "is being unmasked",
+}
+
+
+def sentences(*parts: str) -> str:
+    """Those that say something, one after the other."""
+    return " ".join(part for part in parts if part)
+
+
+def under_way(current: Round, attempt: Attempt) -> str:
+    """Whose answer the open attempt waits for."""
+    names = attempt.waiting_for()
+    shown = f"{', '.join(names[:_SHOWN])}{' …' if len(names) > _SHOWN else ''}" or "nobody; its deadline decides"
+    return f"Round {current.number}, secure sum, {_PHASES.get(attempt.phase, attempt.phase)}: {shown}."
+
+
+def pausing(current: Round) -> str:
+    """Why the last attempt ended; the next one begins after a pause."""
+    last = current.attempts[-1].failed if current.attempts else None
+    why = f"Attempt {last.attempt} ended: {last.message}." if last is not None else ""
+    return sentences(f"Round {current.number} waits to try again.", why)
+
+
+def needs(settings: SecureSpec) -> str:
+    """What a roster needs, where none is possible."""
+    if settings.group_size:
+        return (
+            f"Sums of groups need at least {max(settings.min_cohort, settings.group_size)} certified participants with "
+            "prekeys in whole atoms, and enough keepers of shares."
+        )
+    return (
+        f"A secure sum needs at least {settings.min_cohort} certified participants with prekeys, and a roster that "
+        f"equals the last ones or differs from them by at least {settings.min_roster_change} "
+        "([secure_aggregation] min_roster_change)."
+    )

@@ -28,7 +28,6 @@ from torch import nn
 from simulation.run import simulate
 from wire import FederationConfig
 from wire.errors import DataError
-from wire.plan import SecureSpec
 
 HONEST: Final = 10
 ATTACKERS: Final = 3
@@ -41,9 +40,6 @@ FACTORY: Final = "benchmarks.robust_federation:perceptron"
 GROUP: Final = 3
 GROUPED: Final = 30
 """Institutions where sums are secure in groups, attackers included."""
-
-GROUPS_THERE: Final = "group_size" in SecureSpec.model_fields
-"""Whether this version of the platform has secure sums of groups."""
 
 NONE: Final = "none"
 """Nobody attacks: the honest institutions are among themselves."""

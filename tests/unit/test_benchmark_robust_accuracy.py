@@ -18,7 +18,6 @@ from benchmarks.report import Report, Row
 from benchmarks.robust_accuracy import ATTACKS, FULL, OPTIMISED, QUICK, cases, lost_points, markdown, measure
 from benchmarks.robust_federation import (
     CHANCE,
-    GROUPS_THERE,
     NONE,
     RULES,
     UNDECLARED,
@@ -80,7 +79,9 @@ def test_cases_that_decide_come_first_and_none_twice() -> None:
     assert {
         (case.rule, case.attack) for case in wanted if case.seed == 0 and case.alpha == 0.5 and not case.groups
     } == {(rule, attack) for rule in RULES for attack in (NONE, *ATTACKS)}
-    assert any(case.groups for case in wanted) == GROUPS_THERE
+    assert {(case.attackers, case.attack) for case in wanted if case.groups} == {
+        (attackers, attack) for attackers in (2, 3) for attack in (NONE, *OPTIMISED)
+    }
     assert len(cases(QUICK)) == 4
 
 

@@ -58,10 +58,10 @@ ATTACKS: Final = (
 DEFAULT: Final = "robust"
 FORMER: Final = "norm-clip >> nnm >> trimmed-mean"
 DECISIVE: Final = ("mean", FORMER, "caf", DEFAULT)
-"""Rules that are run with several seeds."""
+"""Rules that are run with several seeds, and on other splits."""
 
-CORNERS: Final = ("mean", FORMER, DEFAULT)
-"""Rules that are run on other splits, too."""
+DECIDING: Final = (NONE, *OPTIMISED, BACKDOOR)
+"""What they meet with every seed."""
 
 LOST_TARGET: Final = 5.0
 """Points that the default recipe may lose to the worse of the two optimised attacks."""
@@ -90,7 +90,7 @@ class Setting:
         corners: Other splits, with one run each.
         rules: On the main split, with one run each.
         attacks: That they meet.
-        decisive: Rules that are run several times.
+        decisive: Rules that are run several times, and on other splits.
         groups: How many attackers there are where sums are secure in groups; empty leaves these cases out.
         group_rounds: Merges where sums are secure in groups, with one run each; every round is one of real masks.
         judged: Whether figures are held against the targets.
@@ -157,9 +157,9 @@ def cases(setting: Setting) -> list[Case]:
     """All of a setting, those that decide first."""
     found = [
         setting.case(rule, attack, seed)
-        for rule, seed, attack in itertools.product(setting.decisive, range(setting.runs), (NONE, *OPTIMISED))
+        for rule, seed, attack in itertools.product(setting.decisive, range(setting.runs), DECIDING)
     ]
-    for alpha, rule, attack in itertools.product(setting.corners, CORNERS, (NONE, *OPTIMISED)):
+    for alpha, rule, attack in itertools.product(setting.corners, setting.decisive, (NONE, *OPTIMISED)):
         found.append(setting.case(rule, attack, 0, alpha=alpha))
     for groups, attack in itertools.product(setting.groups, (NONE, *OPTIMISED)):
         found.append(setting.case(DEFAULT, attack, 0, groups=groups))

@@ -35,9 +35,10 @@ def careful() -> Recipe:
 def robust(f: Tolerance = 0.2) -> Recipe:
     """Where some may be bad: adaptive clipping, then the covariance filter.
 
-    Chosen by measurement (`benchmarks.robust_accuracy`, docs/robustness.md): of the rules tried it keeps the most accuracy
-    under attackers who search for the worst that can be done to that very rule. The filter alone keeps as much where
-    data differ little, and less where they differ much. Privacy noise, spread over all directions, harms it little.
+    Chosen by measurement (`benchmarks.robust_accuracy`, docs/robustness.md): of all rules tried it keeps the most
+    accuracy under attackers who search for the worst that can be done to that very rule. The filter alone keeps as much
+    where data differ little, and less where they differ much. Privacy noise, spread over all directions, harms it
+    little.
 
     Args:
         f: How many.

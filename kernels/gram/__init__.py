@@ -12,8 +12,8 @@ from kernels.rows import RowReader, Rows, RowsLike, Span, over_spans
 
 __all__ = ["GramBuilder", "gram", "squared_norm", "squared_norms"]
 
-TILE: Final = 2_048
-"""Coordinates over which a vector register sums before it is added to the total; part of the order of summation."""
+TILE: Final = 4_096
+"""Coordinates over which the lanes of a vector sum before they are added to the total; part of the order of summation."""
 
 PARTS: Final = 8
 """Pieces of the coordinates that are summed apart, whatever the number of threads, and then added in order."""
@@ -30,9 +30,9 @@ def gram(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
 
     Formal Guarantees:
         Entry (i, j) is a function of rows i and j alone: the same bits whatever the other rows, the order of the rows,
-        the number of threads, and whether rows lie in memory, in maps or in files. Equal rows have exactly equal
-        entries, so their distance is exactly 0. An entry is off by at most about 1e-14 ``|row i| |row j|``. A row with
-        a NaN or an infinity makes its own entries not finite and no others. Bits may differ between processors.
+        the number of threads, the processor, and whether rows lie in memory, in maps or in files. Equal rows have
+        exactly equal entries, so their distance is exactly 0. An entry is off by at most about 1e-14
+        ``|row i| |row j|``. A row with a NaN or an infinity makes its own entries not finite and no others.
 
     Cost for n rows of d: reads 4 n d bytes, n (n + 1) d FLOPs rounded up to blocks of four rows.
 
@@ -62,7 +62,7 @@ def squared_norm(row: NDArray[np.float32] | RowReader, dimension: int | None = N
 
 
 def squared_norms(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
-    """The squared norm of each row [n] in float64, at the cost of reading the rows once."""
+    """The squared norm of each row [n] in float64, at the cost of reading the rows once; the diagonal of `gram`."""
     from kernels.gram import cpu
 
     table = rows if isinstance(rows, Rows) else Rows(rows)

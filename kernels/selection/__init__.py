@@ -30,7 +30,7 @@ STRAIGHT_ROWS: Final = 24
 STRAIGHT_WORK: Final = 4_000_000
 """Rows times coordinates under which writing and compiling a straight line isn't worth its while."""
 
-SLAB: Final = 1 << 18
+SLAB: Final = 1 << 19
 """Bytes of mixed rows that exist at a time, in each thread: they stay in the level-2 cache."""
 
 _WHOLE: Final = 1 << 18
@@ -114,7 +114,7 @@ def _selected(table: Rows, mix: Matrix | None) -> int:
 
 
 def _run(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix | None, threads: int) -> Out:
-    from kernels.selection import cpu
+    from kernels.selection import cpu, mixing
     from kernels.selection.network import table as comparators
     from kernels.selection.straight import straight_line
 
@@ -143,11 +143,13 @@ def _run(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix
             for start, count, addresses in table.slabs(span.start, span.stop, _WHOLE):
                 select(addresses, start, count)
             return
-        width = max(SLAB // (ITEM * size) // cpu.MIX_TILE, 1) * cpu.MIX_TILE
-        mixed = np.empty((size, width), dtype=np.float32)
+        held = max(size, len(table))
+        width = max(SLAB // (ITEM * held) // mixing.TILE, 1) * mixing.TILE
+        mixed = np.zeros((held, width), dtype=np.float32)
         places = mixed.ctypes.data + np.arange(size, dtype=np.int64) * mixed.strides[0]
         for start, count, addresses in table.slabs(span.start, span.stop, width):
-            cpu.mix(addresses, count, factors, mixed)
+            mixing.stage(addresses, count, mixed)
+            mixing.mix(mixed, count, factors)
             select(places, start, count)
 
     over_spans(dimension, threads, 16, work)

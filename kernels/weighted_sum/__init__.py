@@ -15,11 +15,8 @@ __all__ = ["BLOCK", "weighted_sum"]
 BLOCK: Final = 1 << 18
 """Coordinates that are handed to the compiled code at a time."""
 
-STRAIGHT_ROWS: Final = 24
-"""Most rows for which a float32 result is formed by a straight line of code."""
-
 STRAIGHT_WORK: Final = 4_000_000
-"""Rows times coordinates under which writing and compiling one isn't worth its while."""
+"""Rows times coordinates under which writing and compiling a straight line isn't worth its while."""
 
 Out = TypeVar("Out", np.float32, np.float64)
 
@@ -62,8 +59,7 @@ def weighted_sum(
         ValueError: Shapes that don't fit each other, no rows, or a block under 1.
         TypeError: A row that isn't float32 or an ``out`` that is neither float64 nor float32.
     """
-    from kernels.weighted_sum import cpu
-    from kernels.weighted_sum.straight import straight_line
+    from kernels.weighted_sum import cpu, straight
 
     factors = np.ascontiguousarray(weights, dtype=np.float64)
     table = _table(factors, rows, block)
@@ -74,19 +70,16 @@ def weighted_sum(
     assert out is not None
     _check(out, table.dimension)
     target: NDArray[Any] = out
-    size = len(table)
-    line = None
-    if out.dtype == np.float32 and not accumulate and size <= STRAIGHT_ROWS and size * table.dimension >= STRAIGHT_WORK:
-        line = straight_line(size)
+    by_lines = out.dtype == np.float32 and not accumulate and len(table) * table.dimension >= STRAIGHT_WORK
 
     def work(span: Span) -> None:
-        if line is not None:
-            for start, count, addresses in table.slabs(span.start, span.stop, block):
-                line(factors, addresses, count, target[start : start + count])
-            return
         total = np.empty(min(cpu.TILE, span.stop - span.start), dtype=np.float64)
         for start, count, addresses in table.slabs(span.start, span.stop, block):
-            cpu.weighted_sum(factors, addresses, count, target[start : start + count], accumulate, total)
+            part = target[start : start + count]
+            if by_lines:
+                straight.weighted_sum(factors, addresses, count, part, total)
+            else:
+                cpu.weighted_sum(factors, addresses, count, part, accumulate, total)
 
     over_spans(table.dimension, threads, 16, work)
     return out

@@ -15,6 +15,8 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.device import is_tensor
+
 ITEM: Final = 4
 """Bytes of a float32."""
 
@@ -40,7 +42,8 @@ class Rows:
     """n rows of d coordinates.
 
     Args:
-        rows: One array [n, d], or n arrays [d] (memory maps are arrays), or n readers, in any mixture. float32.
+        rows: One array [n, d], or n arrays [d] (memory maps are arrays), or n readers, in any mixture. float32. A torch
+            tensor in memory counts as an array and isn't copied.
         dimension: d; needed where every row is a reader.
 
     Raises:
@@ -49,7 +52,7 @@ class Rows:
     """
 
     def __init__(self, rows: RowsLike, dimension: int | None = None) -> None:
-        parts: list[Any] = rows.parts if isinstance(rows, Rows) else list(rows)
+        parts: list[Any] = rows.parts if isinstance(rows, Rows) else [_in_memory(part) for part in rows]
         if isinstance(rows, Rows) and dimension is None:
             dimension = rows.dimension
         if not parts:
@@ -165,6 +168,11 @@ def over_spans(dimension: int, threads: int, grain: int, work: Callable[[Span], 
     with ThreadPoolExecutor(len(spans)) as pool:
         for done in [pool.submit(work, span) for span in spans]:
             done.result()
+
+
+def _in_memory(part: Any) -> Any:
+    """A torch tensor in memory as an array, without a copy; anything else as it is."""
+    return part.detach().numpy() if is_tensor(part) and part.device.type == "cpu" else part
 
 
 def _check(part: Any, index: int, dimension: int) -> None:

@@ -8,12 +8,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.device import DeviceRows, device_rows
 from kernels.rows import RowReader, Rows, RowsLike, Span, over_spans
 
 __all__ = ["GramBuilder", "gram", "squared_norm", "squared_norms"]
 
 TILE: Final = 4_096
-"""Coordinates over which the lanes of a vector sum before they are added to the total; part of the order of summation."""
+"""Coordinates over which a vector's lanes sum before they are added to the total; part of the order of summation."""
 
 PARTS: Final = 8
 """Pieces of the coordinates that are summed apart, whatever the number of threads, and then added in order."""
@@ -22,7 +23,7 @@ _SIDE: Final = 4
 _SLAB: Final = 1 << 20
 
 
-def gram(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
+def gram(rows: RowsLike | DeviceRows, *, threads: int = 1) -> NDArray[np.float64]:
     """Form all dot products of the rows with each other, in float64.
 
     Products are exact and sums are float64, so that distances ``G[i,i] + G[j,j] - 2 G[i,j]`` keep about nine digits
@@ -41,12 +42,17 @@ def gram(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
         [[25.0, 3.0], [3.0, 1.0]]
 
     Args:
-        rows: [n, d] float32 in any form that `kernels.rows.Rows` takes.
-        threads: That work side by side.
+        rows: [n, d] float32 in any form that `kernels.rows.Rows` takes, or tensors on a CUDA device.
+        threads: That work side by side; a device has its own.
 
     Returns:
-        [n, n] symmetric.
+        [n, n] symmetric, in memory wherever the rows are.
     """
+    if (there := device_rows(rows)) is not None:
+        from kernels.gram import triton
+
+        return triton.gram(there)
+    assert not isinstance(rows, DeviceRows)
     table = rows if isinstance(rows, Rows) else Rows(rows)
     return _unfold(_blocks(table, 0, threads), len(table))
 
@@ -61,10 +67,15 @@ def squared_norm(row: NDArray[np.float32] | RowReader, dimension: int | None = N
     return float(squared_norms(Rows([row], dimension))[0])
 
 
-def squared_norms(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
+def squared_norms(rows: RowsLike | DeviceRows, *, threads: int = 1) -> NDArray[np.float64]:
     """The squared norm of each row [n] in float64, at the cost of reading the rows once; the diagonal of `gram`."""
+    if (there := device_rows(rows)) is not None:
+        from kernels.gram import triton
+
+        return triton.squared_norms(there)
     from kernels.gram import cpu
 
+    assert not isinstance(rows, DeviceRows)
     table = rows if isinstance(rows, Rows) else Rows(rows)
     each = -(-table.dimension // (TILE * PARTS)) * TILE
     starts = range(0, table.dimension, each) if each else range(0)

@@ -95,6 +95,11 @@ def is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def as_array(value: Any) -> Any:
+    """A torch tensor in memory as an array, without a copy; anything else as it is."""
+    return value.detach().numpy() if is_tensor(value) and value.device.type == "cpu" else value
+
+
 def device_rows(rows: Any) -> DeviceRows | None:
     """Rows on an accelerator; None for everything that `kernels.rows.Rows` takes, CPU tensors included."""
     if isinstance(rows, DeviceRows):

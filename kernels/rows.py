@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import is_tensor
+from kernels.device import as_array, is_tensor
 
 ITEM: Final = 4
 """Bytes of a float32."""
@@ -52,7 +52,7 @@ class Rows:
     """
 
     def __init__(self, rows: RowsLike, dimension: int | None = None) -> None:
-        parts: list[Any] = rows.parts if isinstance(rows, Rows) else [_in_memory(part) for part in rows]
+        parts: list[Any] = rows.parts if isinstance(rows, Rows) else [as_array(part) for part in rows]
         if isinstance(rows, Rows) and dimension is None:
             dimension = rows.dimension
         if not parts:
@@ -170,13 +170,12 @@ def over_spans(dimension: int, threads: int, grain: int, work: Callable[[Span], 
             done.result()
 
 
-def _in_memory(part: Any) -> Any:
-    """A torch tensor in memory as an array, without a copy; anything else as it is."""
-    return part.detach().numpy() if is_tensor(part) and part.device.type == "cpu" else part
-
-
 def _check(part: Any, index: int, dimension: int) -> None:
     if not isinstance(part, np.ndarray):
+        if is_tensor(part):
+            raise TypeError(
+                f"row {index} is a tensor on {part.device}, and other rows are in memory: bring them together"
+            )
         if not isinstance(part, RowReader):
             raise TypeError(f"row {index} is a {type(part).__name__}, neither an array nor a reader")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import triton.language as tl
@@ -76,11 +76,11 @@ def _formed(rows: DeviceRows, pairs: NDArray[np.int32]) -> NDArray[np.float64]:
 
 @on_device
 def _blocks(
-    addresses: Any,
-    pairs: Any,
-    partial: Any,
-    dimension: Any,
-    size: Any,
+    addresses: tl.tensor,
+    pairs: tl.tensor,
+    partial: tl.tensor,
+    dimension: tl.tensor,
+    size: tl.tensor,
     stretch: tl.constexpr,
     side: tl.constexpr,
     lanes: tl.constexpr,

@@ -21,7 +21,7 @@ from typing import Any, Final, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import DeviceRows, device_rows
+from kernels.device import DeviceRows, as_array, device_rows
 from kernels.rows import ITEM, Rows, RowsLike, Span, over_spans
 
 __all__ = ["around_median", "median", "trimmed_mean"]
@@ -143,7 +143,8 @@ def _run(rows: RowsLike | DeviceRows, wanted: tuple[int, int, int], out: Any, mi
         triton.select(there, wanted, result, mix)
         return result
     assert not isinstance(rows, DeviceRows)
-    return _in_memory(rows if isinstance(rows, Rows) else Rows(rows), wanted, out, mix, threads)
+    found = _in_memory(rows if isinstance(rows, Rows) else Rows(rows), wanted, as_array(out), mix, threads)
+    return found if out is None else out
 
 
 def _in_memory(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix | None, threads: int) -> Out:

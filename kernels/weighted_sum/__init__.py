@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import DeviceRows, device_rows
+from kernels.device import DeviceRows, as_array, device_rows
 from kernels.rows import Rows, RowsLike, Span, over_spans
 
 __all__ = ["BLOCK", "weighted_sum"]
@@ -97,7 +97,10 @@ def weighted_sum(
         triton.weighted_sum(factors, there, result, accumulate)
         return result
     assert not isinstance(rows, DeviceRows)
-    return _in_memory(factors, rows if isinstance(rows, Rows) else Rows(rows), out, accumulate, block, threads)
+    found = _in_memory(
+        factors, rows if isinstance(rows, Rows) else Rows(rows), as_array(out), accumulate, block, threads
+    )
+    return found if out is None else out
 
 
 def _in_memory(

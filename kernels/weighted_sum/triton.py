@@ -36,10 +36,10 @@ def weighted_sum(weights: NDArray[np.float64], rows: DeviceRows, out: Any, accum
 
 @on_device
 def _weighted_sum(
-    addresses: Any,
-    weights: Any,
-    out: Any,
-    dimension: Any,
+    addresses: tl.tensor,
+    weights: tl.tensor,
+    out: tl.tensor,
+    dimension: tl.tensor,
     size: tl.constexpr,
     accumulate: tl.constexpr,
     block: tl.constexpr,

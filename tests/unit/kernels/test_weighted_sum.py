@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from kernel_checks import same_bits
 
 import kernels.weighted_sum as kernel
 from kernels.weighted_sum import reference, straight, weighted_sum
@@ -25,10 +26,6 @@ def rows_and_weights() -> st.SearchStrategy[tuple[np.ndarray, list[float]]]:
             st.lists(WEIGHTS, min_size=n, max_size=n),
         )
     )
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 @given(rows_and_weights(), st.integers(1, 50))

@@ -181,10 +181,12 @@ def _in_memory(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: 
         width = max(SLAB // (ITEM * held) // mixing.TILE, 1) * mixing.TILE
         mixed = np.zeros((held, width), dtype=np.float32)
         places = mixed.ctypes.data + np.arange(size, dtype=np.int64) * mixed.strides[0]
-        for start, count, addresses in table.slabs(span.start, span.stop, width):
-            mixing.stage(addresses, count, mixed)
-            mixing.mix(mixed, count, factors)
-            select(places, start, count)
+        for start, whole, addresses in table.slabs(span.start, span.stop, _WHOLE):
+            for past in range(0, whole, width):
+                count = min(width, whole - past)
+                mixing.stage(addresses + ITEM * past, count, mixed)
+                mixing.mix(mixed, count, factors)
+                select(places, start + past, count)
 
     over_spans(dimension, threads, 16, work)
     return out

@@ -6,7 +6,9 @@ own vector before the loop: indexed as a matrix, the loop isn't vectorised.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Final
 
 from kernels.generated import Kernel, load
 from kernels.selection.network import network
@@ -32,40 +34,74 @@ def straight_line(size: int, first: int, last: int, around: int = 0) -> Kernel:
     return load(source(size, first, last, around), f"select_{size}_{first}_{last}_{around}", "select")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words:
+    """How a language says what the selection consists of."""
+
+    smaller: str
+    larger: str
+    number: str
+    size: str
+    choose: str
+    result: str
+
+
+_WORDS: Final = Words(
+    smaller="{a} if {a} < {b} else {b}",
+    larger="{a} if {a} > {b} else {b}",
+    number="float32({value})",
+    size="abs({a})",
+    choose="{a} if {condition} else {b}",
+    result="out[k] = {total} / float32({count}) + float32(0.0)",
+)
+
+
 def source(size: int, first: int, last: int, around: int = 0) -> str:
     """The kernel's Python source."""
-    what = f"{around} values around the median" if around else f"ranks {first} to {last - 1}"
-    lines = [_HEAD.format(size=size, what=what)]
+    lines = [_HEAD.format(what=told(first, last, around), size=size)]
     lines += [f"    r{i} = carray(pointer(rows[{i}]), (count,))\n" for i in range(size)]
     lines.append("    for k in range(count):\n")
     for i in range(size):
         lines.append(f"        x{i} = r{i}[k]\n        x{i} = x{i} if x{i} < infinity else infinity\n")
-    for low, high, keep_low, keep_high in network(size, first, last):
-        if keep_low:
-            lines.append(f"        t = x{low} if x{low} < x{high} else x{high}\n")
-        if keep_high:
-            lines.append(f"        x{high} = x{low} if x{low} > x{high} else x{high}\n")
-        if keep_low:
-            lines.append(f"        x{low} = t\n")
-    name = f"x{first}"
-    names = [f"x{place}" for place in range(first, last)]
-    if around:
-        lines += _nearest(size, around)
-        name, names = "c0", [f"c{place}" for place in range(around)]
-    left = len(names)
-    while left > 1:
-        half = (left + 1) // 2
-        lines += [f"        {names[i]} += {names[i + half]}\n" for i in range(left // 2)]
-        left = half
-    lines.append(f"        out[k] = {name} / float32({len(names)}) + float32(0.0)\n")
+    lines += [f"        {line}\n" for line in selection(size, first, last, around, _WORDS)]
     return "".join(lines)
 
 
-def _nearest(size: int, around: int) -> list[str]:
+def told(first: int, last: int, around: int) -> str:
+    """What is averaged, in words."""
+    return f"{around} values around the median" if around else f"ranks {first} to {last - 1}"
+
+
+def selection(size: int, first: int, last: int, around: int, words: Words) -> list[str]:
+    """From the values x0, x1, ... at a coordinate to the result: comparators, a tree of sums, one division."""
+    lines = []
+    for low, high, keep_low, keep_high in network(size, first, last):
+        a, b = f"x{low}", f"x{high}"
+        if keep_low:
+            lines.append(f"t = {words.smaller.format(a=a, b=b)}")
+        if keep_high:
+            lines.append(f"{b} = {words.larger.format(a=a, b=b)}")
+        if keep_low:
+            lines.append(f"{a} = t")
+    names = [f"x{place}" for place in range(first, last)]
+    if around:
+        lines += _nearest(size, around, words)
+        names = [f"c{place}" for place in range(around)]
+    left = len(names)
+    while left > 1:
+        half = (left + 1) // 2
+        lines += [f"{names[i]} += {names[i + half]}" for i in range(left // 2)]
+        left = half
+    return [*lines, words.result.format(total=names[0], count=len(names))]
+
+
+def _nearest(size: int, around: int, words: Words) -> list[str]:
     """From sorted values to those around the median: a window that moves up while what it gains is nearer."""
-    lines = [f"        middle = x{(size - 1) // 2} * float32(0.5) + x{size // 2} * float32(0.5)\n"]
-    lines += [f"        c{place} = x{place}\n" for place in range(around)]
+    half = words.number.format(value=0.5)
+    lines = [f"middle = x{(size - 1) // 2} * {half} + x{size // 2} * {half}"]
+    lines += [f"c{place} = x{place}" for place in range(around)]
     for place in range(size - around):
         near, far, slot = f"x{place + around}", f"x{place}", f"c{place % around}"
-        lines.append(f"        {slot} = {near} if abs({near} - middle) < abs({far} - middle) else {slot}\n")
+        nearer, kept = words.size.format(a=f"{near} - middle"), words.size.format(a=f"{far} - middle")
+        lines.append(f"{slot} = {words.choose.format(condition=f'{nearer} < {kept}', a=near, b=slot)}")
     return lines

@@ -188,8 +188,7 @@ def rules(report: Report, rows: Rows, f: int, repeats: int, read_s: float, *, pe
 
 
 def _once(theirs: merging_peers.Merge, rows: Rows) -> float:
-    """The processor time of one merge: a peer's varies by less than our ratios to it, and may take ten seconds."""
-    theirs(rows[:, :1_000])  # what is only loaded once doesn't count
+    """The processor time of one merge: a peer may take ten seconds, and what loads first, loads with its mean."""
     started = time.process_time()
     theirs(rows)
     return time.process_time() - started

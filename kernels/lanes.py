@@ -50,7 +50,8 @@ Emit = Callable[..., Any]
 """Writes the instructions of one call: from the builder and the arguments to the value."""
 
 
-def _generator(emit: Emit) -> Callable[..., Any]:
+def generator(emit: Emit) -> Callable[..., Any]:
+    """As numba asks for it."""
     return lambda context, builder, signature, arguments: emit(builder, *arguments)
 
 
@@ -58,49 +59,50 @@ def _at(builder: Any, address: Any, kind: Any) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
 
 
-def _nothing() -> Any:
+def nothing() -> Any:
+    """What a call gives that gives nothing."""
     return ir.Constant(ir.IntType(8).as_pointer(), None)
 
 
-def _address_only(address: Any) -> None:
+def address_only(address: Any) -> None:
     """Refuse what isn't an integer: numba makes a float of a variable that is signed here and unsigned there."""
     if not isinstance(address, _kinds.Integer):
         raise TypeError(f"an address must be an integer, not {address}")
 
 
 def _zero(context: Any) -> Any:
-    return _lanes(), _generator(lambda builder: ir.Constant(_DOUBLES, [0.0] * LANES))
+    return _lanes(), generator(lambda builder: ir.Constant(_DOUBLES, [0.0] * LANES))
 
 
 def _load(context: Any, address: Any) -> Any:
-    _address_only(address)
-    return _lanes(_kinds.int64), _generator(lambda builder, at: builder.load(_at(builder, at, _DOUBLES), align=8))
+    address_only(address)
+    return _lanes(_kinds.int64), generator(lambda builder, at: builder.load(_at(builder, at, _DOUBLES), align=8))
 
 
 def _widen(context: Any, address: Any) -> Any:
     def emit(builder: Any, at: Any) -> Any:
         return builder.fpext(builder.load(_at(builder, at, _SINGLES), align=4), _DOUBLES)
 
-    _address_only(address)
-    return _lanes(_kinds.int64), _generator(emit)
+    address_only(address)
+    return _lanes(_kinds.int64), generator(emit)
 
 
 def _store(context: Any, address: Any, value: Any) -> Any:
     def emit(builder: Any, at: Any, value: Any) -> Any:
         builder.store(value, _at(builder, at, _DOUBLES), align=8)
-        return _nothing()
+        return nothing()
 
-    _address_only(address)
-    return _kinds.none(_kinds.int64, _lanes), _generator(emit)
+    address_only(address)
+    return _kinds.none(_kinds.int64, _lanes), generator(emit)
 
 
 def _narrow(context: Any, address: Any, value: Any) -> Any:
     def emit(builder: Any, at: Any, value: Any) -> Any:
         builder.store(builder.fptrunc(value, _SINGLES), _at(builder, at, _SINGLES), align=4)
-        return _nothing()
+        return nothing()
 
-    _address_only(address)
-    return _kinds.none(_kinds.int64, _lanes), _generator(emit)
+    address_only(address)
+    return _kinds.none(_kinds.int64, _lanes), generator(emit)
 
 
 def _prefetch(context: Any, address: Any) -> Any:
@@ -110,26 +112,28 @@ def _prefetch(context: Any, address: Any) -> Any:
         function = builder.module.globals.get(_PREFETCH) or ir.Function(builder.module, kind, _PREFETCH)
         reading, nearest, data = (ir.Constant(_INDEX, value) for value in (0, 3, 1))
         builder.call(function, [builder.inttoptr(at, byte), reading, nearest, data])
-        return _nothing()
+        return nothing()
 
-    _address_only(address)
-    return _kinds.none(_kinds.int64), _generator(emit)
+    address_only(address)
+    return _kinds.none(_kinds.int64), generator(emit)
+
+
+def splat(builder: Any, value: Any, kind: ir.VectorType) -> Any:
+    """A vector with one value everywhere."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_INDEX, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INDEX, kind.count), [0] * kind.count))
 
 
 def _spread(context: Any, value: Any) -> Any:
-    def emit(builder: Any, value: Any) -> Any:
-        one = builder.insert_element(ir.Constant(_DOUBLES, ir.Undefined), value, ir.Constant(_INDEX, 0))
-        return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES))
-
-    return _lanes(_kinds.float64), _generator(emit)
+    return _lanes(_kinds.float64), generator(lambda builder, value: splat(builder, value, _DOUBLES))
 
 
 def _plus(context: Any, left: Any, right: Any) -> Any:
-    return _lanes(_lanes, _lanes), _generator(lambda builder, left, right: builder.fadd(left, right))
+    return _lanes(_lanes, _lanes), generator(lambda builder, left, right: builder.fadd(left, right))
 
 
 def _times(context: Any, left: Any, right: Any) -> Any:
-    return _lanes(_lanes, _lanes), _generator(lambda builder, left, right: builder.fmul(left, right))
+    return _lanes(_lanes, _lanes), generator(lambda builder, left, right: builder.fmul(left, right))
 
 
 def _multiply_add(context: Any, total: Any, left: Any, right: Any) -> Any:
@@ -137,7 +141,7 @@ def _multiply_add(context: Any, total: Any, left: Any, right: Any) -> Any:
         fused = ("contract",)
         return builder.fadd(total, builder.fmul(left, right, flags=fused), flags=fused)
 
-    return _lanes(_lanes, _lanes, _lanes), _generator(emit)
+    return _lanes(_lanes, _lanes, _lanes), generator(emit)
 
 
 zero: Any = intrinsic(_zero)

@@ -1,6 +1,6 @@
 """Selection at each coordinate: trimmed mean, median, mean around the median, also of mixed rows.
 
-Ranks are found by selection networks, which compare without branching. Up to 24 rows the network is a straight line of
+Ranks are found by selection networks, which compare without branching. Up to 48 rows the network is a straight line of
 code whose values stay in vector registers; above it is a table of comparators over tiles that stay in the cache. Both
 give the same bits. Where rows are mixed first (``out = select(matrix @ rows)``), the product exists a slab of
 coordinates at a time and never whole.
@@ -26,7 +26,7 @@ from kernels.rows import ITEM, Rows, RowsLike, Span, over_spans
 
 __all__ = ["around_median", "median", "trimmed_mean"]
 
-STRAIGHT_ROWS: Final = 24
+STRAIGHT_ROWS: Final = 48
 """Most rows for which the network is written out as a straight line."""
 
 STRAIGHT_WORK: Final = 4_000_000
@@ -150,7 +150,7 @@ def _run(rows: RowsLike | DeviceRows, wanted: tuple[int, int, int], out: Any, mi
 def _in_memory(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix | None, threads: int) -> Out:
     from kernels.selection import cpu, mixing
     from kernels.selection.network import table as comparators
-    from kernels.selection.straight import straight_line
+    from kernels.selection.straight import LINE, straight_line
 
     dimension = table.dimension
     if out is None:
@@ -167,10 +167,12 @@ def _in_memory(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: 
 
     def select(addresses: NDArray[np.int64], start: int, count: int) -> None:
         part = target[start : start + count]
+        whole = count // LINE * LINE if line is not None else 0
         if line is not None:
-            line(addresses, count, infinity, part)
-        else:
-            cpu.select(addresses, count, steps, first, last, around, infinity, part)
+            line(addresses, whole // LINE, infinity, part)
+        if whole < count:
+            rest = addresses + ITEM * whole
+            cpu.select(rest, count - whole, steps, first, last, around, infinity, part[whole:])
 
     def work(span: Span) -> None:
         if factors is None:

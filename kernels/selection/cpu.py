@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.lanes import address, aligned
 from kernels.native import carray, compiled, float32, pointer
 from kernels.rows import ITEM
+from kernels.singles import fetch, lower, put, upper
 
 TILE = 64  # coordinates: four vectors of 16; 100 rows of a tile take 25 KiB
 
@@ -35,7 +37,8 @@ def select(
         out: [count].
     """
     size = rows.shape[0]
-    tile = np.zeros((size, TILE), dtype=np.float32)
+    tile = aligned(size * TILE // 2).view(np.float32).reshape((size, TILE))
+    tile[:] = float32(0.0)
     chosen = np.zeros((max(around, 1), TILE), dtype=np.float32)
     middle = np.zeros(TILE, dtype=np.float32)
     half = float32(0.5)
@@ -49,13 +52,18 @@ def select(
                 value = source[k]
                 target[k] = value if value < infinity else infinity
         for c in range(table.shape[0]):
-            low = tile[table[c, 0]]
-            high = tile[table[c, 1]]
-            for k in range(TILE):
-                x = low[k]
-                y = high[k]
-                low[k] = x if x < y else y
-                high[k] = x if x > y else y
+            low = address(tile) + ITEM * TILE * table[c, 0]
+            high = address(tile) + ITEM * TILE * table[c, 1]
+            x0, x1, x2, x3 = fetch(low), fetch(low + 64), fetch(low + 128), fetch(low + 192)
+            y0, y1, y2, y3 = fetch(high), fetch(high + 64), fetch(high + 128), fetch(high + 192)
+            put(low, lower(x0, y0))
+            put(low + 64, lower(x1, y1))
+            put(low + 128, lower(x2, y2))
+            put(low + 192, lower(x3, y3))
+            put(high, upper(x0, y0))
+            put(high + 64, upper(x1, y1))
+            put(high + 128, upper(x2, y2))
+            put(high + 192, upper(x3, y3))
         kept = last - first
         values = tile[first:last]
         if around > 0:
@@ -76,10 +84,10 @@ def select(
         while left > 1:
             step = (left + 1) // 2
             for i in range(left // 2):
-                lower = values[i]
-                upper = values[i + step]
+                onto = values[i]
+                more = values[i + step]
                 for k in range(TILE):
-                    lower[k] += upper[k]
+                    onto[k] += more[k]
             left = step
         total = values[0]
         divisor = float32(kept)

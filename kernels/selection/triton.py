@@ -97,9 +97,9 @@ def source(size: int, first: int, last: int, around: int, *, mixes: bool) -> str
 _WORDS: Final = straight.Words(
     smaller="tl.minimum({a}, {b})",
     larger="tl.maximum({a}, {b})",
-    number="{value}",
+    half="0.5",
     size="tl.abs({a})",
-    choose="tl.where({condition}, {a}, {b})",
+    choose="tl.where({a} < {b}, {x}, {y})",
     result="tl.store(out + places, tl.div_rn({total}, {count}.0) + 0.0, mask=inside)",
 )
 

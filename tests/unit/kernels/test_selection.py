@@ -102,12 +102,12 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def run(kernel: Callable[..., None], rows: np.ndarray) -> np.ndarray:
     out = np.empty(rows.shape[1], np.float32)
     addresses = rows.ctypes.data + np.arange(len(rows), dtype=np.int64) * rows.strides[0]
-    kernel(addresses, rows.shape[1], np.inf, out)
+    kernel(addresses, rows.shape[1] // 16, np.inf, out)
     return out
 
 
 def test_generated_code_is_kept_and_used_again(fresh: Path) -> None:
-    rows = make(3, 100)
+    rows = make(3, 96)
     expected = reference.ranks_mean(rows, 1, 2)
     assert same_bits(run(straight.straight_line(3, 1, 2), rows), expected)
     (file,) = fresh.glob("*.py")
@@ -122,7 +122,7 @@ def test_generated_code_is_kept_and_used_again(fresh: Path) -> None:
 def test_a_folder_that_others_may_write_is_not_trusted(fresh: Path) -> None:
     fresh.mkdir(parents=True)
     os.chmod(fresh, 0o777)
-    rows = make(3, 100)
+    rows = make(3, 96)
     assert same_bits(run(straight.straight_line(3, 1, 2), rows), reference.ranks_mean(rows, 1, 2))
     assert not list(fresh.iterdir())
 
@@ -131,7 +131,7 @@ def test_without_a_folder_it_is_compiled_for_the_process(monkeypatch: pytest.Mon
     (tmp_path / "file").touch()
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path / "file"))
     straight.straight_line.cache_clear()
-    rows = make(2, 50)
+    rows = make(2, 48)
     assert same_bits(run(straight.straight_line(2, 0, 2), rows), reference.ranks_mean(rows, 0, 2))
 
 

@@ -150,6 +150,18 @@ class Hub:
         )
         return self._carry(decision, now_s, checkpoint if decision.facts else None)
 
+    def unmergeable(self, order: BeginMerge, error: RefusedError, now_s: float) -> list[Action]:
+        """The updates can't be merged: ask for others.
+
+        Raises:
+            RefusedError: The same, where a secure sum can't: what was revealed isn't asked for again.
+        """
+        if isinstance(self.machine, SecureRounds):
+            raise error
+        culprit = str(getattr(error, "participant", ""))
+        self.count(error, culprit or "everyone")
+        return self._carry(self.machine.unmergeable(order, error, culprit, now_s), now_s)
+
     def members_grew(self) -> list[Action]:
         """The stored member list is longer: show the new entries to everyone who is connected."""
         if isinstance(self.machine, SecureRounds):

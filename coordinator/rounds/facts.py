@@ -192,6 +192,17 @@ class RoundSealed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MergeFailed:
+    """The updates of a sealed round couldn't be merged. The round goes on without those of ``refused``."""
+
+    round: int
+    code: str
+    message: str
+    refused: tuple[str, ...]
+    failed_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VersionCommitted:
     """The merged model is on disk; it is the global model from now on.
 
@@ -234,6 +245,7 @@ Fact = (
     | AttemptFailed
     | SumRevealed
     | RoundSealed
+    | MergeFailed
     | VersionCommitted
     | EvaluationClosed
     | RunFinished

@@ -30,6 +30,7 @@ from coordinator.rounds.facts import (
     Excuse,
     Fact,
     FinishReason,
+    MergeFailed,
     ParticipantExcused,
     Purpose,
     RoundOpened,
@@ -210,6 +211,26 @@ class SynchronousRounds:
             AnnounceVersion(round=current.number, version=version, digest=digest, size=size, updates=updates)
         )
         self._advance(decision, now_s)
+        return decision
+
+    def unmergeable(self, order: BeginMerge, error: RefusedError, culprit: str, now_s: float) -> Decision:
+        """The merge that :class:`BeginMerge` asked for is refused, for want of enough sound updates.
+
+        The round goes on without the update of ``culprit``; where that is nobody (""), without all of them. Whoever
+        isn't merged is asked again when the round's time is over, if the others aren't enough.
+        """
+        decision = Decision()
+        current = self.state.open_round()
+        if current is None or not current.sealed or current.number != order.round:
+            return decision
+        refused = (culprit,) if culprit else tuple(current.done())
+        fact = MergeFailed(
+            round=current.number, code=error.code, message=error.message, refused=refused, failed_s=now_s
+        )
+        self._record(decision, fact)
+        self._advance(decision, now_s)
+        if not any(isinstance(effect, BeginMerge) for effect in decision.effects):
+            decision.effects.append(WakeAt(at_s=max(now_s, current.closes_s)))
         return decision
 
     def stop(self, now_s: float) -> Decision:

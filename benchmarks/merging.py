@@ -195,8 +195,10 @@ def _once(theirs: merging_peers.Merge, rows: Rows) -> float:
 
 
 def _fits(n: int, d: int, name: str) -> bool:
-    """ByzFL's NNM holds n (n - f) d numbers: 32 GB for 100 rows of 1 M. The others are only slow."""
-    return "nnm" not in name or n <= 24
+    """Whether a peer can do it here: ByzFL's NNM holds n (n - f) d numbers, Flower's Bulyan runs Krum n - 2 f times."""
+    if "nnm" in name:
+        return 4 * n * n * d < 4e9
+    return name != "bulyan" or n <= 24
 
 
 def _ratio(report: Report, case: str, peer: str, ratio: float, target: float | None, seconds: float) -> None:

@@ -37,7 +37,7 @@ RULES: list[Rule | Recipe] = [
     GeometricMedian(),
     MultiKrum(m=1),
     MultiKrum(),
-    CenteredClipping(radius=30.0),
+    CenteredClipping(radius=0.3),
     CAF(),
     Bulyan(),
     DnC(),

@@ -111,6 +111,7 @@ def _announce(running: Coordinator, folder: Path, *, as_json: bool) -> None:
                 "session": running.session.address,
                 "enrolment": running.enrolment.address,
                 "state": str(folder),
+                "metrics": running.metrics.url if running.metrics is not None else None,
                 "root": running.membership.members.root.hex(),
                 "root_here": running.membership.root_here,
             }
@@ -119,6 +120,8 @@ def _announce(running: Coordinator, folder: Path, *, as_json: bool) -> None:
     if running.first_run:
         typer.echo(f"Made the keys of federation {name} in {folder}. Back this folder up.")
     typer.echo(f"Federation {name}: sessions on {running.session.address}, enrolment on {running.enrolment.address}")
+    if running.metrics is not None:
+        typer.echo(f"Metrics on {running.metrics.url}, for this machine only.")
     typer.echo(running.membership.describe())
     typer.echo("Invite sites from another terminal:  fedloom coordinator invite NAME [NAME ...]")
 

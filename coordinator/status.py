@@ -5,14 +5,24 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from coordinator.hub import Hub, Presence
+from coordinator.hub import STAGES, Hub, Presence
 from coordinator.rounds import Round, Seat
 from coordinator.store import Member, MemberState
 from protos import control_pb2 as pb
 from protos import session_pb2
 from wire import Identity
+
+if TYPE_CHECKING:
+    from coordinator.daemon import Daemon
+    from coordinator.membership import Membership
+
+RUN_STATES: Final = ("preparing", "waiting", "training", "evaluating", "merging", "finished")
+"""What a run may be doing."""
+
+PARTICIPANT_STATES: Final = ("invited", "revoked", "away", "preparing", *STAGES, "done")
+"""What a participant may be doing: its place in the roster, in the run, and what it says itself."""
 
 _NUMBERS: Final = ("norm", "share", "weight", "kept_fraction", "score", "distance", "factor")
 
@@ -39,6 +49,16 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
         visibility=hub.plan.visibility,
         guarantee=hub.guarantee,
     )
+
+
+def present(daemon: Daemon, membership: Membership, now_s: float) -> pb.Status:
+    """The view at this moment, of the daemon's run or of what there is before it; with the federation's root."""
+    if daemon.hub is None:
+        shown = preparing(membership.members.federation, daemon.message, daemon.store.members())
+    else:
+        shown = view(daemon.hub, daemon.message, now_s)
+    shown.root = membership.describe()
+    return shown
 
 
 def preparing(federation: str, message: str, members: list[Member]) -> pb.Status:

@@ -42,6 +42,11 @@ class CoordinatorSection(Frozen):
         default=7600, description="Port for participants and operators (mutual TLS); 0 for any free one."
     )
     enrolment_port: Port = Field(default=7601, description="Port where newcomers show their token; 0 for any free one.")
+    metrics_port: Port | None = Field(
+        default=None,
+        description="Port on 127.0.0.1 where Prometheus finds metrics (docs/metrics.md), without TLS or a login: to "
+        "read them from elsewhere, put a proxy before it. 0 for any free one; left out, there are none.",
+    )
     public_host: Host = Field(
         default="localhost", description="Name or address under which sites reach this machine; tokens carry it."
     )
@@ -70,8 +75,13 @@ class CoordinatorSection(Frozen):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        if self.port == self.enrolment_port != 0:
-            raise ValueError(f"port and enrolment_port are both {self.port}; they must differ")
+        seen: dict[int, str] = {}
+        for name in ("port", "enrolment_port", "metrics_port"):
+            port = getattr(self, name)
+            if port in seen:
+                raise ValueError(f"{seen[port]} and {name} are both {port}; they must differ")
+            if port:
+                seen[port] = name
         return self
 
 

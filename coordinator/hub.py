@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("fedloom.coordinator")
 
-STAGES: Final = ("idle", "downloading", "training", "evaluating", "uploading", "other")
+STAGES: Final = ("idle", "downloading", "training", "evaluating", "summing", "uploading", "other")
 """What a site says that it is doing; "other" stands for anything else that it says."""
 
 _UNLIMITED: Final = float("inf")

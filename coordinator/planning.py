@@ -171,7 +171,7 @@ def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
         changed.append("aggregation")
     if config.merging != plan.merging:
         changed.append("merging")
-    if plan.secure is not None and planned_secure(config) != plan.secure:
+    if plan.secure is not None and config.aggregation.mode == "secure" and planned_secure(config) != plan.secure:
         changed.append("secure_aggregation")
     if config.privacy != plan.privacy:
         changed.append("privacy")

@@ -110,6 +110,12 @@ class SimulationSection(Frozen):
         max_length=64,
         description="What hostile institutions do, such as alie; docs/robustness.md lists the attacks.",
     )
+    attack_settings: dict[str, float | int | str | bool] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="How it is done where not as by default, such as { scale = 3.0 }; docs/robustness.md lists each "
+        "attack's settings.",
+    )
     attackers: int = Field(
         default=0, ge=0, le=100_000, description="How many institutions are hostile: the last ones of the list."
     )
@@ -137,6 +143,8 @@ class SimulationSection(Frozen):
                 f"attack = {self.attack!r} with attackers = {self.attackers}: give both, what hostile institutions do "
                 "and how many they are, or neither"
             )
+        if self.attack_settings and self.attack is None:
+            raise ValueError("attack_settings without an attack: name one, or leave them out")
         most = max(0, len(self.institutions) - 2)
         if self.attackers > most:
             raise ValueError(

@@ -79,7 +79,8 @@ def planned_secure(config: FederationConfig) -> SecureSpec | None:
     spec = config.secure_aggregation
     if not config.merging.robust or spec.group_size:
         return spec
-    size = fitting_group_size(config.rounds.min_participants, config.merging.tolerance)
+    rounds = config.rounds
+    size = fitting_group_size(rounds.min_participants, rounds.min_updates, config.merging.tolerance)
     # The configuration's own checks, as if the size had been asked for.
     return config.changed(secure_aggregation={"group_size": size}).secure_aggregation
 

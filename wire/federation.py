@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from privacy.secure_aggregation.atoms import smallest_group
 from wire.config import read_toml, validate
 from wire.frozen import Frozen
-from wire.merging import MergingSpec
+from wire.merging import MergingSpec, Setting
 from wire.names import Name
 from wire.plan import AggregationSpec, RoundsSpec, SecureSpec
 from wire.privacy import PrivacySpec
@@ -110,7 +110,7 @@ class SimulationSection(Frozen):
         max_length=64,
         description="What hostile institutions do, such as alie; docs/robustness.md lists the attacks.",
     )
-    attack_settings: dict[str, float | int | str | bool] = Field(
+    attack_settings: dict[str, Setting] = Field(
         default_factory=dict,
         max_length=32,
         description="How it is done where not as by default, such as { scale = 3.0 }; docs/robustness.md lists each "

@@ -8,7 +8,7 @@ import functools
 import json
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 from simulation.attacks.base import Attack
 from simulation.attacks.directions import Alie, InnerProduct, OptimisedAlie, OptimisedInnerProduct, SignFlip
@@ -27,6 +27,7 @@ from simulation.attacks.values import (
     TrainedOnFlippedLabels,
 )
 from wire.errors import ConfigError
+from wire.merging import Setting
 
 _MAKERS: Final[dict[str, Callable[..., Attack]]] = {
     "sign-flip": SignFlip,
@@ -96,10 +97,6 @@ def forgery(name: str, **parameters: object) -> Forgery:
     if maker is None:
         raise _unknown(name, FORGERIES)
     return maker(**parameters)
-
-
-Setting: TypeAlias = float | int | str | bool
-"""The value of a setting, as configuration files have it."""
 
 
 def behaviour(name: str, settings: Mapping[str, Setting] | None = None) -> Attack | Forgery:

@@ -66,11 +66,14 @@ def guarantee(plan: RunPlan) -> str:
         count = group_count(count, groups)
         what = f"the means of {count} groups"
     bad = bad_count(spec.tolerance, count)
-    text = f"Merging: {recipe.name}. Of {what} it stands {bad} hostile ones, whatever is in them."
+    text = (
+        f"Merging: {recipe.name}. Of {what} it stands {bad} hostile {'one' if bad == 1 else 'ones'}, "
+        "whatever is in them."
+    )
     if groups:
         together = f"{per_group} atoms, drawn anew each round" if per_group > 1 else "the same participants always"
         text += (
-            f" A hostile participant spoils its own group at most, so {bad} of them are stood, wherever they are. A "
+            f" A hostile participant spoils its own group at most, so it stands {bad} of them, wherever they are. A "
             f"group is of {together}; a site hides among the {atom} or more of its atom, less those that work with "
             "the coordinator."
         )

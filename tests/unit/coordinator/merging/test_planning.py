@@ -137,7 +137,7 @@ def test_a_robust_rule_over_secure_sums_gets_groups(tmp_path: Path) -> None:
     assert made.secure.group_size == 3
     said = guarantee(made)
     assert "Of the means of 15 groups it stands 3 hostile ones" in said
-    assert "so 3 of them are stood, wherever they are" in said
+    assert "so it stands 3 of them, wherever they are" in said
     assert "hides among the 3 or more of its atom" in said
     made = plan(tmp_path, {"rule": "robust"}, "secure", min_participants=100, min_updates=80)
     assert made.secure is not None
@@ -173,6 +173,7 @@ def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
     assert "Of 9 updates it stands 3 hostile ones" in robust
     assert "times the honest updates' root-mean-square distance" in robust
     assert "Of 8 updates it stands 1 " in guarantee(plan(tmp_path, {"rule": "median"}, participants_per_round=8))
+    assert "it stands 1 hostile one," in guarantee(plan(tmp_path, {"rule": "median", "f": 1}))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def planned_secure(config: FederationConfig) -> SecureSpec | None:
     spec = config.secure_aggregation
     if not config.merging.robust or spec.group_size:
         return spec
-    size = fitting_group_size(config.rounds.min_participants, config.merging.tolerance)
+    rounds = config.rounds
+    size = fitting_group_size(rounds.min_participants, rounds.min_updates, config.merging.tolerance)
     # The configuration's own checks, as if the size had been asked for.
     return config.changed(secure_aggregation={"group_size": size}).secure_aggregation
 
@@ -171,7 +172,7 @@ def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
         changed.append("aggregation")
     if config.merging != plan.merging:
         changed.append("merging")
-    if plan.secure is not None and planned_secure(config) != plan.secure:
+    if plan.secure is not None and config.aggregation.mode == "secure" and planned_secure(config) != plan.secure:
         changed.append("secure_aggregation")
     if config.privacy != plan.privacy:
         changed.append("privacy")

@@ -289,7 +289,7 @@ class Federation:
         if section.attack is None:
             return None
         return Adversary(
-            behaviour(section.attack),
+            behaviour(section.attack, section.attack_settings),
             frozenset(section.hostile),
             self.plan,
             self.clock,

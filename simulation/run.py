@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from coordinator.rounds import Round, RunState
 from coordinator.status import outcome
@@ -116,7 +116,7 @@ def _attack(config: FederationConfig) -> Attack | Forgery | None:
     """What the hostile institutions do, if there are any.
 
     Raises:
-        ConfigError: There is no such attack, or it can't be simulated in such a run.
+        ConfigError: There is no such attack, its settings don't fit, or it can't be simulated in such a run.
     """
     name = config.simulation.attack
     if name is None:
@@ -127,7 +127,7 @@ def _attack(config: FederationConfig) -> Attack | Forgery | None:
             "hands in there is a share of a noise on a lattice, for which attacks aren't simulated",
             'Choose placement = "local" or "off", or leave the attack out.',
         )
-    return behaviour(name)
+    return behaviour(name, config.simulation.attack_settings)
 
 
 def _processes(wanted: int) -> int:
@@ -260,6 +260,7 @@ def _attacked(
     found = report.Hostility(
         attack=config.simulation.attack or "",
         description=description(chosen),
+        settings=dataclasses.asdict(cast(Any, chosen)),
         knows=chosen.knows,
         institutions=hostile,
         score=statistics.fmean(scores) if scores else math.nan,

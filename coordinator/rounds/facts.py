@@ -16,6 +16,9 @@ Purpose = Literal["train", "evaluate"]
 FinishReason = Literal["completed", "stopped", "out of budget"]
 Excuse = Literal["refused", "declined", "vanished", "late", "left", "revoked"]
 
+ATOM_INCOMPLETE = "atom-incomplete"
+"""Code of who is "late" because another one of its atom was missing, with sums of groups."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundOpened:

@@ -40,6 +40,7 @@ from coordinator.rounds.facts import (
     VersionCommitted,
 )
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.waiting import listed, merging
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
 
@@ -250,10 +251,10 @@ class SynchronousRounds:
             have, need = len(self._available), self.spec.min_participants
             return f"Waiting for participants: {have} of at least {need} are ready."
         if current.sealed:
-            return f"Merging {len(current.done())} updates of round {current.number}."
+            return merging(current)
         pending = current.pending()
         if pending:
-            return f"Round {current.number} waits for {', '.join(pending[:5])}{' …' if len(pending) > 5 else ''}."
+            return f"Round {current.number} waits for {listed(pending)}."
         return (
             f"Round {current.number} has {len(current.done())} of the {self.spec.min_updates} updates it needs; "
             "it asks again at its deadline."

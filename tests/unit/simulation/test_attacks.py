@@ -181,11 +181,15 @@ def test_the_command_line_makes_institutions_hostile(tmp_path: Path) -> None:
     path = tmp_path / "federation.toml"
     path.write_text(commented_toml(config(None, honest=4, rounds={"count": 1})))
     options = ["--config", str(path), "--out", str(tmp_path / "out"), "--json"]
-    done = CliRunner().invoke(simulate_app, [*options, "--attack", "min-max", "--attackers", "2"])
+    hostile = ["--attack", "min-max", "--attackers", "2", "--attack-setting", "direction=sign"]
+    done = CliRunner().invoke(simulate_app, [*options, *hostile])
     assert done.exit_code == 0, done.output
     finished = json.loads(done.stdout.splitlines()[-1])
     (said,) = finished["hostility"]
     assert (said["attack"], said["institutions"], said["success"]) == ("min-max", ["site-2", "site-3"], None)
-    for arguments in (["--attack", "min-max", "--attackers", "3"], ["--attack", "mimax", "--attackers", "1"]):
+    assert said["settings"] == {"direction": "sign"}
+    assert "direction = sign" in (tmp_path / "out" / REPORT).read_text()
+    wrong = ["--attack", "min-max", "--attackers", "2", "--attack-setting", "way=up"]
+    for arguments in (wrong, ["--attack", "min-max", "--attackers", "3"], ["--attack", "mimax", "--attackers", "1"]):
         failed = CliRunner().invoke(simulate_app, [*options, *arguments])
         assert isinstance(failed.exception, ConfigError)

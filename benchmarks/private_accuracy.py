@@ -24,8 +24,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import os
 import statistics
@@ -35,6 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from benchmarks.kept import Kept
 from benchmarks.report import Report, Row
 from privacy.mechanisms.calibration import noise_multiplier_for
 from simulation.run import simulate
@@ -238,33 +237,6 @@ def simulated(config: FederationConfig) -> Run:
     return Run(100 * accuracy.pop(), spent, time.perf_counter() - began)
 
 
-class Kept:
-    """Runs that are done, in a file of JSON lines, so that a benchmark that was stopped goes on where it was.
-
-    Args:
-        path: The file; without one nothing is kept.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path is not None and path.exists() else []
-        self._runs: dict[str, Run] = {}
-        for line in lines:
-            table = json.loads(line)
-            key = table.pop("configuration")
-            self._runs[key] = Run(**table)
-
-    def run(self, config: FederationConfig) -> Run:
-        """The run of this very configuration, from the file or a new one."""
-        key = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
-        if key not in self._runs:
-            self._runs[key] = found = simulated(config)
-            if self._path is not None:
-                with self._path.open("a") as file:
-                    file.write(json.dumps({"configuration": key, **dataclasses.asdict(found)}) + "\n")
-        return self._runs[key]
-
-
 # ---- rows and figure -------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +245,7 @@ def case_name(place: Place, epsilon: float = 0.0) -> str:
     return f"{NAMES[place]}, epsilon {epsilon:g}" if epsilon else NAMES[place]
 
 
-def measure(report: Report, setting: Setting, kept: Kept) -> None:
+def measure(report: Report, setting: Setting, kept: Kept[Run]) -> None:
     """Run all cases and add their rows; the cases with targets first."""
     base = _rows(report, "off", 0.0, setting, kept)
     for epsilon in sorted(setting.epsilons, key=lambda epsilon: (epsilon not in KEPT_TARGETS, epsilon)):
@@ -294,7 +266,7 @@ def measure(report: Report, setting: Setting, kept: Kept) -> None:
         _rows(report, "pooled, off", 0.0, setting, kept)
 
 
-def _rows(report: Report, place: Place, epsilon: float, setting: Setting, kept: Kept) -> float:
+def _rows(report: Report, place: Place, epsilon: float, setting: Setting, kept: Kept[Run]) -> float:
     """Run a case, add its rows and return the mean accuracy in per cent."""
     runs = [kept.run(configuration(place, epsilon, run, setting)) for run in range(setting.runs)]
     mean = statistics.mean(run.accuracy for run in runs)
@@ -361,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     report = Report("private_accuracy")
-    measure(report, QUICK if options.quick else FULL, Kept(options.keep))
+    measure(report, QUICK if options.quick else FULL, Kept(options.keep, simulated, Run))
     report.finish(options.json)
     if options.figure is not None:
         draw(report, options.figure)

@@ -93,7 +93,7 @@ def check_merging(config: FederationConfig) -> None:
             sums of groups, as there may be.
     """
     spec, rounds = config.merging, config.rounds
-    fewest = fewest_updates(recipe_of(spec, private=config.privacy.placement != "off"))
+    fewest = fewest_updates(recipe_of(spec))
     secure = planned_secure(config) if spec.robust else None
     if secure is not None:
         _check_groups(config, secure.group_size, fewest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
-from coordinator.merging.planning import fewest_updates, plan_recipe
+from coordinator.merging.planning import fewest_updates, recipe_of
 from coordinator.rounds import Decision, Line, RunState, SecureRounds, SynchronousRounds, from_row, to_row
 from coordinator.rounds.facts import EvaluationClosed, VersionCommitted
 from coordinator.store import Checkpoint, Store, StoredResult, StoredStatement, Transition
@@ -80,7 +80,7 @@ class RunLog:
             members=federation.members,
             key=federation.signing_key,
             step_s=self._step_s,
-            fewest_groups=fewest_updates(plan_recipe(self._plan)),
+            fewest_groups=fewest_updates(recipe_of(self._plan.merging)),
         )
         for name, (body, signature) in self._store.prekeys().items():
             with contextlib.suppress(RefusedError):  # of a member that the root has removed since

@@ -50,7 +50,13 @@ class Result:
 
 
 def simulate(
-    config: FederationConfig, out: Path, watch: Watch, *, command: str, allow: frozenset[str] = frozenset()
+    config: FederationConfig,
+    out: Path,
+    watch: Watch,
+    *,
+    command: str,
+    allow: frozenset[str] = frozenset(),
+    in_process: bool = False,
 ) -> Result:
     """Simulate the federation that the configuration describes.
 
@@ -60,6 +66,8 @@ def simulate(
         watch: Told of progress.
         command: What the user typed, for the report.
         allow: Entry points that the simulated sites let a plan name.
+        in_process: Train here, one institution after the other, in place of ``[simulation] workers``; for those who
+            run several simulations side by side. The result is the same.
 
     Raises:
         FedloomError: the configuration, the data or a participant makes it impossible; nothing is left half-written.
@@ -85,7 +93,7 @@ def simulate(
         )
         for item in institutions
     ]
-    workers = work.Workers(crews, _processes(config.simulation.workers))
+    workers = work.Workers(crews, 0 if in_process else _processes(config.simulation.workers))
     try:
         with tempfile.TemporaryDirectory(prefix="fedloom-") as temporary:
             folder = Path(temporary)

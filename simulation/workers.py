@@ -67,9 +67,11 @@ class Workers:
         return self._crews[name].data
 
     def close(self) -> None:
-        """End the processes; unfinished work is dropped."""
+        """End the processes; unfinished work is dropped, and so are the data that this process has loaded."""
         for pool in self._pools:
             pool.shutdown(wait=True, cancel_futures=True)
+        for crew in self._crews.values():
+            _benches.pop(crew, None)
 
 
 _benches: dict[Crew, Workbench] = {}

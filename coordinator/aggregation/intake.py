@@ -11,7 +11,7 @@ from coordinator.aggregation.files import VectorFile
 from coordinator.aggregation.merge import OPEN_FILES, MergeJob, MergeResult, Update, merge, new_merger
 from coordinator.aggregation.optimizer import server_optimizer
 from coordinator.merging import Merger
-from coordinator.merging.planning import plan_recipe
+from coordinator.merging.planning import recipe_of
 from wire import BlobStore, RunPlan, check_update
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Intake:
     def __init__(self, blobs: BlobStore, plan: RunPlan) -> None:
         self._blobs = blobs
         self._plan = plan
-        self._recipe = plan_recipe(plan)
+        self._recipe = recipe_of(plan.merging)
         self._lock = threading.Lock()
         self._round = 0
         self._merger: Merger | None = None

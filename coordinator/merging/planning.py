@@ -21,12 +21,11 @@ _LARGEST_GROUP: Final = 10
 _FRACTIONS: Final = 20_000  # participants; see below
 
 
-def recipe_of(spec: MergingSpec, *, private: bool) -> Recipe:
+def recipe_of(spec: MergingSpec) -> Recipe:
     """The recipe that a plan asks for, its ``f`` included.
 
     Args:
         spec: Section [merging].
-        private: Updates carry privacy noise, which "robust" takes into account.
 
     Raises:
         ConfigError: A setting that the rule doesn't have, or a value that can't be.
@@ -34,7 +33,7 @@ def recipe_of(spec: MergingSpec, *, private: bool) -> Recipe:
     if spec.rule == "careful":
         return careful()
     if spec.rule == "robust":
-        return robust(spec.tolerance, private=private)
+        return robust(spec.tolerance)
     try:
         return build(
             spec.rule, f=spec.tolerance, before=[(step.name, step.settings) for step in spec.before], **spec.settings
@@ -43,14 +42,9 @@ def recipe_of(spec: MergingSpec, *, private: bool) -> Recipe:
         raise ConfigError(f"[merging] {error}", "docs/robustness.md lists rules, steps and their settings.") from None
 
 
-def plan_recipe(plan: RunPlan) -> Recipe:
-    """The recipe of a run."""
-    return recipe_of(plan.merging, private=plan.privacy.placement != "off")
-
-
 def guarantee(plan: RunPlan) -> str:
     """What the merging rule of a run stands, for a person, in the smallest round that it begins with."""
-    spec, recipe = plan.merging, plan_recipe(plan)
+    spec, recipe = plan.merging, recipe_of(plan.merging)
     count = plan.rounds.participants_per_round or plan.rounds.min_participants
     groups = plan.secure.group_size if plan.secure is not None else 0
     if not spec.robust:

@@ -60,7 +60,7 @@ class MergeReport:
         rule: The recipe's canonical name.
         tolerated: Bad participants that the round was to stand, of all who sent an update.
         remaining: Of those, how many are left for the rule after the gate's rejections.
-        kappa: The published bound of the recipe for what was merged, see `coordinator.merging.Rule.kappa`; None where
+        kappa: The known bound of the recipe for what was merged, see `coordinator.merging.Rule.kappa`; None where
             none is known.
         participants: In the order of their names.
         warnings: For the operator, each a sentence.

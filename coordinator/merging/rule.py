@@ -157,9 +157,10 @@ class Rule(Part):
         return largest_share(participants, bad)
 
     def kappa(self, participants: int, bad: int) -> float | None:
-        """The kappa for which the rule is published to be (bad, kappa)-robust; None where we know of none.
+        """The kappa for which the rule is known to be (bad, kappa)-robust; None where we know of none.
 
-        The bounds are those of the papers that the rules name; tests see that they aren't exceeded, and prove nothing.
+        The bounds are those of the papers that the rules name, or are proved where the rule stands; tests see that they
+        aren't exceeded, and prove nothing.
 
         A rule F is (f, kappa)-robust if for every set S of n - f rows, whatever the other f rows are,
         ``|F(x) - mean_S|^2 <= kappa * mean_S |x_i - mean_S|^2`` (Allouah et al., AISTATS 2023). No rule has a kappa
@@ -219,7 +220,7 @@ class Recipe:
         return self.rule.plan(plane), plane
 
     def kappa(self, participants: int, bad: int) -> float | None:
-        """The published kappa of the whole, see `Rule.kappa`."""
+        """The known kappa of the whole, see `Rule.kappa`."""
         sizes = [participants]
         for step in self.steps:
             sizes.append(step.size(sizes[-1]))

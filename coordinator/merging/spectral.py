@@ -24,6 +24,20 @@ class CAF(Rule):
 
     It bounds the error by the honest updates' variance along one direction, not by their total variance, so privacy
     noise, which is spread over all directions, costs it little. Deterministic, for its eigenvectors are exact.
+
+    Formal Guarantees:
+        For 3 f < n it is (f, kappa)-robust with ``kappa = 2 f / (n - 3 f) (1 + sqrt(2 (n - f) / (n - 2 f)))^2``; in
+        place of the honest updates' mean squared distance, their variance v along one direction may stand. Our own
+        proof, for any set S of n - f updates, with B the others and c(.) the sum of weights:
+
+        1. In a step, let lambda be the largest variance, along u. S's part of ``sum c_i tau_i`` is at most
+           (n - f) v + lambda c(B), since the two groups' means are no further apart than lambda allows; B's part is the
+           rest of lambda (c(S) + c(B)). So B loses more weight than S as long as lambda (c(S) - c(B)) >= 2 (n - f) v.
+        2. While B has lost more, c(S) - c(B) >= n - 2 f. So some step has lambda <= 2 (n - f) / (n - 2 f) v: else B
+           would be out, and lambda at most (n - f) / (n - 2 f) v. The step that is returned has no larger one.
+        3. There the weights add up to more than n - 2 f, so, divided by their sum, they have more than
+           p = (n - 3 f) / (n - f) in common with equal weights on S. Two means of variances a and b with p in common
+           differ by at most sqrt((1 - p) / p) (sqrt(a) + sqrt(b)) in any direction.
     """
 
     name: ClassVar[str] = "caf"
@@ -31,6 +45,13 @@ class CAF(Rule):
     def require(self, participants: int, bad: int) -> None:
         """Needs 2 f < n."""
         require_majority(self.name, participants, bad)
+
+    def kappa(self, participants: int, bad: int) -> float | None:
+        """``2 f / (n - 3 f) (1 + sqrt(2 (n - f) / (n - 2 f)))^2``; none is known to us for 3 f >= n."""
+        if 3 * bad >= participants:
+            return None
+        root = 1 + math.sqrt(2 * (participants - bad) / (participants - 2 * bad))
+        return 2 * bad / (participants - 3 * bad) * root**2
 
     def plan(self, plane: Plane) -> Combination:
         """Filter in the plane."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import zlib
@@ -32,11 +33,14 @@ def load_fashion_mnist(part: int, parts: int, options: dict[str, str], source: s
     Raises:
         DataError: If the files are missing or damaged, or an option can't be used.
     """
-    train = _read("train")
+    train = _read(folder(), "train")
     assert train.labels is not None
     mine = partition(train.labels.numpy(), part, parts, options, source)
     return DataSource(
-        name=source, train=train.select(torch.from_numpy(mine)), evaluation={"test": _read("t10k")}, classes=10
+        name=source,
+        train=train.select(torch.from_numpy(mine)),
+        evaluation={"test": _read(folder(), "t10k")},
+        classes=10,
     )
 
 
@@ -90,10 +94,12 @@ def _open_header(path: Path, dimensions: int) -> tuple[int, ...]:
     return shape
 
 
-def _read(name: str) -> Examples:
-    images = read_idx(folder() / f"{name}-images-idx3-ubyte.gz", 3)
-    labels = read_idx(folder() / f"{name}-labels-idx1-ubyte.gz", 1)
+@functools.cache
+def _read(place: Path, name: str) -> Examples:
+    """Read once in a process, where a simulation has many institutions; what is returned is never written to."""
+    images = read_idx(place / f"{name}-images-idx3-ubyte.gz", 3)
+    labels = read_idx(place / f"{name}-labels-idx1-ubyte.gz", 1)
     if len(images) != len(labels) or images.shape[1:] != (28, 28) or (len(labels) and int(labels.max()) > 9):
-        raise DataError(f"{folder()}: pictures {images.shape} and labels {labels.shape} don't fit together.", _HINT)
+        raise DataError(f"{place}: pictures {images.shape} and labels {labels.shape} don't fit together.", _HINT)
     pixels = torch.from_numpy(images.copy()).unsqueeze(1)
     return Examples(images=pixels, labels=torch.from_numpy(labels.astype(np.int64)))

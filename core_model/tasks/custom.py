@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from core_model.config import LearningConfig, ModelConfig, TrainingConfig
 from core_model.encoder import MultimodalEncoder
@@ -88,7 +88,7 @@ class CustomTask(LearningTask):
     def batches(self, seed: int, steps: int) -> Iterator[Any]:
         """Yield collated batches."""
         for index in index_batches(self.examples, self._training.batch_size, seed, steps):
-            yield default_collate([self._train[int(i)] for i in index])
+            yield _collated(self._train, index)
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
         """Call the user's loss and check what it returns.
@@ -125,7 +125,7 @@ class CustomTask(LearningTask):
 
     def sampled(self, index: npt.NDArray[np.int64], seed: int | None) -> Any:
         """These examples, collated; what the data set draws at random is its own affair."""
-        return default_collate([self._train[int(i)] for i in index])
+        return _collated(self._train, index)
 
     def record_losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Call the user's loss, which has to return one value for each record here.
@@ -154,11 +154,19 @@ class CustomTask(LearningTask):
         with torch.no_grad():
             for start in range(0, count, _CHUNK):
                 stop = min(count, start + _CHUNK)
-                value, figures = self.loss(model, default_collate([held_out[i] for i in range(start, stop)]))
+                value, figures = self.loss(model, _collated(held_out, np.arange(start, stop)))
                 for name, figure in {**figures, "loss": value.item()}.items():
                     totals[name] = totals.get(name, 0.0) + figure * (stop - start)
         model.train(training)
         return Evaluation({name: t / count for name, t in totals.items() if math.isfinite(t)}, count)
+
+
+def _collated(dataset: Dataset[Any], index: npt.NDArray[np.int64]) -> Any:
+    """These examples as a batch, by torch's default rules."""
+    if type(dataset) is TensorDataset:  # the same batch, without a visit to each example
+        chosen = torch.from_numpy(index)
+        return [tensor[chosen] for tensor in dataset.tensors]
+    return default_collate([dataset[int(i)] for i in index])
 
 
 def length(dataset: Dataset[Any]) -> int:

@@ -202,7 +202,9 @@ class LocalTrainer:
                 average.store()
             update = difference(model, base)
         # A sum of squares is one pass without a temporary; only where it overflows is each element looked at.
-        if not math.isfinite(float(np.dot(update, update))) and not np.isfinite(update).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = float(np.dot(update, update))
+        if not math.isfinite(square) and not np.isfinite(update).all():
             raise self._not_finite("update", round_number, steps)
         if self._private is not None:
             return TrainingResult(_NONE, self.examples, {}, self._private.share(update))

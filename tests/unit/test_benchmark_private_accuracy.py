@@ -10,7 +10,8 @@ import pytest
 
 import simulation.run
 from benchmarks import private_accuracy
-from benchmarks.private_accuracy import FULL, QUICK, Kept, Run, configuration, measure, multiplier, total_noise
+from benchmarks.kept import Kept
+from benchmarks.private_accuracy import FULL, QUICK, Run, configuration, measure, multiplier, total_noise
 from benchmarks.report import Report
 from coordinator.planning import make_plan
 from core_model import LearningConfig, initial_checkpoint
@@ -84,7 +85,7 @@ def test_more_noise_makes_smaller_steps() -> None:
 
 def test_rows_hold_means_and_spreads_against_their_targets(simulated: list[FederationConfig]) -> None:
     report = Report("private_accuracy")
-    measure(report, FULL, Kept(None))
+    measure(report, FULL, Kept(None, private_accuracy.simulated, Run))
     assert len(simulated) == 3 * (2 + 3 * len(FULL.epsilons))
     rows = {(row.case, row.metric): row for row in report.rows}
     pooled = rows["pooled, epsilon 3", "accuracy"]
@@ -101,10 +102,10 @@ def test_rows_hold_means_and_spreads_against_their_targets(simulated: list[Feder
 
 def test_a_stopped_benchmark_goes_on(simulated: list[FederationConfig], tmp_path: Path) -> None:
     kept = tmp_path / "runs.jsonl"
-    measure(Report("one"), QUICK, Kept(kept))
+    measure(Report("one"), QUICK, Kept(kept, private_accuracy.simulated, Run))
     done = len(simulated)
     report = Report("two")
-    measure(report, QUICK, Kept(kept))
+    measure(report, QUICK, Kept(kept, private_accuracy.simulated, Run))
     assert len(simulated) == done == len(kept.read_text().splitlines()) == 4
     assert all(row.target is None for row in report.rows if row.metric != "epsilon in the ledger")
 

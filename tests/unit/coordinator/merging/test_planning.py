@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from coordinator.merging import RULES, MergeRefused
+from coordinator.merging import NNM, RULES, MergeRefused, NormClip, TrimmedMean
 from coordinator.merging.planning import (
     MIN_GROUPS,
     fewest_updates,
@@ -66,15 +66,15 @@ def test_what_a_file_may_not_say(table: dict[str, Any], message: str) -> None:
 )
 def test_settings_are_checked_when_the_recipe_is_made(table: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        recipe_of(MergingSpec.model_validate(table), private=False)
+        recipe_of(MergingSpec.model_validate(table))
 
 
-def test_recipes_by_name_and_with_privacy() -> None:
-    assert recipe_of(MergingSpec(), private=True).name == "norm-clip(times_median=3.0) >> mean(times_equal=3.0)"
-    assert recipe_of(MergingSpec(rule="robust"), private=True).name.endswith("caf")
+def test_recipes_by_name() -> None:
+    assert recipe_of(MergingSpec()).name == "norm-clip(times_median=3.0) >> mean(times_equal=3.0)"
+    assert recipe_of(MergingSpec(rule="caf", f=3)) == recipe_of(MergingSpec(rule="robust", f=3))
     steps = ({"name": "norm-clip", "settings": {"adaptive": True}}, {"name": "nnm"})
-    recipe = recipe_of(MergingSpec(rule="trimmed-mean", f=3, before=steps), private=False)
-    assert recipe == recipe_of(MergingSpec(rule="robust", f=3), private=False)
+    recipe = recipe_of(MergingSpec(rule="trimmed-mean", f=3, before=steps))
+    assert recipe == NormClip(adaptive=True) >> NNM() >> TrimmedMean(f=3)
     assert recipe.rule.f == 3
 
 
@@ -86,7 +86,7 @@ def test_recipes_by_name_and_with_privacy() -> None:
 )
 def test_with_the_fewest_updates_or_more_no_round_is_refused(rule: Any, f: int | float, more: int, gone: int) -> None:
     """Whatever was turned away before: it counts against f."""
-    recipe = recipe_of(MergingSpec(rule=rule, f=f), private=False)
+    recipe = recipe_of(MergingSpec(rule=rule, f=f))
     try:
         count = fewest_updates(recipe) + more
     except ConfigError:
@@ -99,13 +99,13 @@ def test_with_the_fewest_updates_or_more_no_round_is_refused(rule: Any, f: int |
 
 def test_fewest_is_the_fewest() -> None:
     for f, rule, expected in ((2, "robust", 5), (1, "bulyan", 7), (0.2, "robust", 5), (0, "median", 1)):
-        recipe = recipe_of(MergingSpec(rule=rule, f=f), private=False)  # type: ignore[arg-type]
+        recipe = recipe_of(MergingSpec(rule=rule, f=f))  # type: ignore[arg-type]
         assert fewest_updates(recipe) == expected
         if expected > 1 and isinstance(f, int):
             with pytest.raises(MergeRefused):
                 recipe.require(expected - 1, bad_count(f, expected - 1))
     with pytest.raises(ConfigError, match=r"bulyan can't stand f = 0\.3 hostile participants, however many"):
-        fewest_updates(recipe_of(MergingSpec(rule="bulyan", f=0.3), private=False))
+        fewest_updates(recipe_of(MergingSpec(rule="bulyan", f=0.3)))
 
 
 def plan(folder: Path, merging: dict[str, Any], mode: str = "plain", **rounds: Any) -> RunPlan:
@@ -169,9 +169,10 @@ def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
     assert "no participant that is hostile" in guarantee(plan(tmp_path, {}))
     assert "the mean of what comes" in guarantee(plan(tmp_path, {"rule": "mean"}))
     assert "each site's own machine limits norm" in guarantee(plan(tmp_path, {}, "secure"))
-    robust = guarantee(plan(tmp_path, {"rule": "robust", "f": 3}))
-    assert "Of 9 updates it stands 3 hostile ones" in robust
+    robust = guarantee(plan(tmp_path, {"rule": "robust", "f": 2}))
+    assert "Of 9 updates it stands 2 hostile ones" in robust
     assert "times the honest updates' root-mean-square distance" in robust
+    assert "root-mean-square" not in guarantee(plan(tmp_path, {"rule": "robust", "f": 3}))
     assert "Of 8 updates it stands 1 " in guarantee(plan(tmp_path, {"rule": "median"}, participants_per_round=8))
     assert "it stands 1 hostile one," in guarantee(plan(tmp_path, {"rule": "median", "f": 1}))
 

@@ -33,6 +33,12 @@ def test_a_part_of_the_training_set_and_all_of_the_test(folder):
     assert check_fashion_mnist() == str(folder)
 
 
+def test_files_are_read_once_for_all_institutions_of_a_process(folder):
+    one, other = open_source("fashion-mnist:1/3"), open_source("fashion-mnist:2/3")
+    assert one.evaluation["test"] is other.evaluation["test"]
+    assert not np.array_equal(one.train.images, other.train.images)
+
+
 def test_missing_files_name_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDLOOM_FASHION_MNIST", str(tmp_path))
     with pytest.raises(DataError, match="isn't installed") as caught:

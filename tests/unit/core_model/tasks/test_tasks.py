@@ -237,3 +237,28 @@ def test_version_zero_of_user_code_needs_leave(tmp_path, code):
     with pytest.raises(UserCodeError, match="doesn't allow"):
         initial_checkpoint(CUSTOM, 0, tmp_path / "m")
     assert initial_checkpoint(CUSTOM, 0, tmp_path / "m", allow=ALL).dimension == 9
+
+
+def test_a_data_set_of_tensors_gives_the_batches_that_one_by_one_gives():
+    """The short way through ``TensorDataset`` changes no batch."""
+    from torch.utils.data import Dataset, TensorDataset
+
+    from core_model.tasks.custom import CustomTask, cross_entropy
+
+    class Visited(Dataset):
+        def __init__(self, tensors):
+            self.whole = TensorDataset(*tensors)
+
+        def __len__(self):
+            return len(self.whole)
+
+        def __getitem__(self, index):
+            return self.whole[index]
+
+    tensors = (torch.randn(30, 3, 2), torch.arange(30))
+    tasks = [
+        CustomTask(CUSTOM, made, made, cross_entropy, None) for made in (TensorDataset(*tensors), Visited(tensors))
+    ]
+    for short, long in zip(*(task.batches(seed=4, steps=9) for task in tasks), strict=True):
+        assert type(short) is type(long) is list
+        assert all(torch.equal(one, other) for one, other in zip(short, long, strict=True))

@@ -67,9 +67,11 @@ def start(
 async def _start(
     settings: FederationConfig, folder: Path, learning: Learning, *, new_run: bool, once: bool, as_json: bool
 ) -> None:
+    from coordinator.planning import check_merging
     from coordinator.serving import coordinator, open_run
     from wire import until_stopped
 
+    check_merging(settings)  # before anyone is invited to a federation that can't begin
     async def work() -> None:
         async with coordinator(settings, folder) as running:
             _announce(running, folder, as_json=as_json)

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, cast
 
+from coordinator.planning import check_merging
 from coordinator.rounds import Round, RunState
 from coordinator.status import outcome
 from core_model import GalleryRow
@@ -82,6 +83,7 @@ def simulate(
             f"{config.rounds.min_participants}",
             "Add institutions, or lower min_participants.",
         )
+    check_merging(config)
     chosen = _attack(config)
     out.mkdir(parents=True, exist_ok=True)
     crews = [

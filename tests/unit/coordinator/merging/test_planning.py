@@ -180,10 +180,14 @@ def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("merging", "mode", "message"),
     [
-        ({"rule": "robust", "f": 4}, "plain", r"needs at least 9 updates to stand f = 4 .*min_updates = 7"),
+        (
+            {"rule": "robust", "f": 4},
+            "plain",
+            r"needs at least 9 updates to stand 4 hostile participants.*min_updates = 7",
+        ),
         ({"rule": "bulyan", "f": 2}, "plain", "needs at least 11 updates"),
         ({"rule": "median", "f": 0.1}, "plain", "needs at least 10 updates"),
-        ({"rule": "robust", "f": 2}, "secure", r"needs 5 of them, and \[rounds\] min_participants = 9 makes 3"),
+        ({"rule": "robust", "f": 2}, "secure", r"needs 5 groups, and \[rounds\] min_participants = 9 makes 3"),
     ],
 )
 def test_a_federation_too_small_for_its_promise_is_refused(

@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulation import run as running
-from simulation.run import MODEL, RECORD, REPORT, Result, simulate
+from simulation.run import MODEL, RECORD, REPORT, Result
 from tests.unit.simulation.test_simulate import config as small
+from tests.unit.simulation.test_simulate import run
 from wire import ConfigError, FederationConfig
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker processes: they'd spend longer on their start than on the work."""
-    monkeypatch.setattr(running, "_processes", lambda wanted: 0)
 
 
 def config(
@@ -33,10 +27,6 @@ def config(
         data=[f"digits:{index + 1}/{honest + attackers}" for index in range(total)],
         **{**tables, "simulation": {"compare_local": False, **hostility, **tables.get("simulation", {})}},
     )
-
-
-def run(settings: FederationConfig, folder: Path) -> Result:
-    return simulate(settings, folder, lambda event: None, command="fedloom simulate")
 
 
 def outcomes(result: Result) -> list[dict[str, str]]:

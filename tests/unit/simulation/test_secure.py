@@ -12,17 +12,14 @@ import pytest
 from core_model.config import LearningConfig
 from participant.work import Job, Workbench
 from simulation.federation import Event
-from simulation.run import MODEL, RECORD, REPORT, Result, simulate
+from simulation.run import MODEL, RECORD, REPORT, Result
 from tests.unit.simulation.test_simulate import config as plain_config
+from tests.unit.simulation.test_simulate import run
 from wire import BlobStore, ConfigError, DataError, FederationConfig
 
 
 def config(**changes: Any) -> FederationConfig:
     return plain_config(**{"aggregation": {"mode": "secure"}, **changes})
-
-
-def run(settings: FederationConfig, folder: Path, watch: Any = lambda event: None) -> Result:
-    return simulate(settings, folder, watch, command="fedloom simulate")
 
 
 def model(folder: Path) -> np.ndarray:

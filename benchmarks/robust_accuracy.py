@@ -57,7 +57,7 @@ ATTACKS: Final = (
 
 DEFAULT: Final = "robust"
 FORMER: Final = "norm-clip >> nnm >> trimmed-mean"
-DECISIVE: Final = ("mean", FORMER, "norm-clip >> caf", DEFAULT)
+DECISIVE: Final = ("mean", FORMER, "caf", DEFAULT)
 """Rules that are run with several seeds, and on other splits."""
 
 DECIDING: Final = (NONE, *OPTIMISED, BACKDOOR)

@@ -56,7 +56,7 @@ RULES: Final[Mapping[str, Mapping[str, Any]]] = {
     "multi-krum": {"rule": "multi-krum"},
     "centered-clipping": {"rule": "centered-clipping"},
     "dnc": {"rule": "dnc"},
-    "norm-clip >> caf": {"rule": "caf", "before": [_CLIP]},
+    "caf": {"rule": "caf"},
     "norm-clip >> nnm >> trimmed-mean": {"rule": "trimmed-mean", "before": [_CLIP, _MIX]},
     "robust": {"rule": "robust"},
 }

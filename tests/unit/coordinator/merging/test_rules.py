@@ -235,7 +235,7 @@ def test_parts_are_frozen() -> None:
 
 
 def test_recipes_are_built_from_names() -> None:
-    assert build("caf", f=0.2) == robust(0.2)
+    assert build("caf", f=0.2, before=[("norm-clip", {"adaptive": True})]) == robust(0.2)
     mixed = build("trimmed-mean", f=0.2, before=[("norm-clip", {"adaptive": True}), ("nnm", {})])
     assert mixed == NormClip(adaptive=True) >> NNM() >> TrimmedMean(f=0.2)
     assert build("multi-krum", f=2, m=1).rule == MultiKrum(m=1, f=2)
@@ -252,7 +252,7 @@ def test_recipes_are_built_from_names() -> None:
 
 def test_the_recommended_recipes() -> None:
     assert careful().name == "norm-clip(times_median=3.0) >> mean(times_equal=3.0)"
-    assert robust(0.1).name == "caf"
+    assert robust(0.1).name == "norm-clip(adaptive=True) >> caf"
     rows = honest_and_bad(10, 1, 40, 2, 1e4)
     assert np.linalg.norm(careful()(rows).value) < 12
     assert np.linalg.norm(merge(Mean(), rows, f=0).value) > 1e3

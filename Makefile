@@ -17,9 +17,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
+PEERS := .venv-peers
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: help demo test test-slow test-gpu check lint format types contracts drift protos bench-quick wheel lock clean
+.PHONY: help demo test test-slow test-gpu check lint format types contracts drift protos bench-quick peers wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -88,6 +89,16 @@ bench-quick: $(VENV)/.dev-installed ## every benchmark in its quick form, under 
 		grep -q -- '--quick' $$path || continue; \
 		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick; done
 
+peers: $(PEERS)/.installed ## other projects' merging rules in an environment of their own; then .venv-peers/bin/python -m benchmarks.merging
+
+$(PEERS)/.installed: pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo 'Fedloom needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.12 peers' >&2; exit 1; fi
+	@[ -x $(PEERS)/bin/python ] || $(PYTHON) -m venv $(PEERS)
+	@echo "Installing ByzFL and Flower into $(PEERS) (once; a few minutes, mostly PyTorch)"
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt \
+		--editable . 'byzfl==0.0.11' 'flwr>=1.41,<1.43' psutil pytest pytest-asyncio pytest-timeout hypothesis
+	@touch $@
+
 wheel: $(VENV)/.dev-installed ## build the wheel into dist/
 	@$(BIN)/python -m hatchling build --target wheel
 
@@ -102,5 +113,5 @@ lock: $(VENV)/.dev-installed ## resolve every extra afresh into constraints.txt 
 	@mv $(VENV)/constraints.new constraints.txt
 
 clean: ## remove the environment and every cache
-	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(PEERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-VERSIONS_OF: Final = ("numpy", "torch", "cryptography", "grpcio", "protobuf", "sqlalchemy", "numba", "flwr")
+VERSIONS_OF: Final = ("numpy", "torch", "cryptography", "grpcio", "protobuf", "sqlalchemy", "numba", "flwr", "byzfl")
 """Distributions whose versions are stated where they are installed."""
 
 

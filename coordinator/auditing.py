@@ -8,7 +8,7 @@ from pathlib import Path
 from coordinator.aggregation import map_upload
 from coordinator.membership import ROOT_PUBLIC
 from coordinator.serving import BLOBS, CA, DATABASE
-from coordinator.store import Store, StoredResult, open_store
+from coordinator.store import Store, open_store
 from privacy.secure_aggregation.audit import Line, check_record, check_sum, verify_chain
 from privacy.secure_aggregation.decisions import Unmask
 from privacy.secure_aggregation.errors import SecureAggregationError
@@ -25,13 +25,14 @@ class Verified:
     Attributes:
         lines: Of the log.
         head: Hash of the last line, in hex; empty for an empty log.
-        recomputed: (run, round, participants) of each sum that was recomputed bit for bit.
+        recomputed: (run, round, groups) of each round that was recomputed bit for bit, groups as names of who is in the
+            same sum; one of all where there is one sum.
         not_kept: How many lines' uploads are no longer kept.
     """
 
     lines: int
     head: str
-    recomputed: tuple[tuple[str, int, tuple[str, ...]], ...]
+    recomputed: tuple[tuple[str, int, tuple[tuple[str, ...], ...]], ...]
     not_kept: int
 
 
@@ -71,7 +72,7 @@ def _verify(store: Store, blobs: BlobStore, federation: str, root: bytes) -> Ver
         if order is None:
             not_kept += 1
         else:
-            recomputed.append((item.run_id, item.round, _survivors(item, order)))
+            recomputed.append((item.run_id, item.round, _groups(order)))
     return Verified(
         lines=len(lines),
         head=lines[-1].hash.hex() if lines else "",
@@ -80,9 +81,9 @@ def _verify(store: Store, blobs: BlobStore, federation: str, root: bytes) -> Ver
     )
 
 
-def _survivors(item: StoredResult, order: Unmask) -> tuple[str, ...]:
-    positions = sorted(position for group in order.groups for position in group.members)
-    return tuple(order.context.names[position] for position in positions)
+def _groups(order: Unmask) -> tuple[tuple[str, ...], ...]:
+    names = order.context.names
+    return tuple(sorted(tuple(names[position] for position in sorted(group.members)) for group in order.groups))
 
 
 def _recompute(line: Line, members: MemberList, blobs: BlobStore) -> Unmask | None:

@@ -67,8 +67,11 @@ def start(
 async def _start(
     settings: FederationConfig, folder: Path, learning: Learning, *, new_run: bool, once: bool, as_json: bool
 ) -> None:
+    from coordinator.planning import check_merging
     from coordinator.serving import coordinator, open_run
     from wire import until_stopped
+
+    check_merging(settings)  # before anyone is invited to a federation that can't begin
 
     async def work() -> None:
         async with coordinator(settings, folder) as running:
@@ -111,6 +114,7 @@ def _announce(running: Coordinator, folder: Path, *, as_json: bool) -> None:
                 "session": running.session.address,
                 "enrolment": running.enrolment.address,
                 "state": str(folder),
+                "metrics": running.metrics.url if running.metrics is not None else None,
                 "root": running.membership.members.root.hex(),
                 "root_here": running.membership.root_here,
             }
@@ -119,6 +123,8 @@ def _announce(running: Coordinator, folder: Path, *, as_json: bool) -> None:
     if running.first_run:
         typer.echo(f"Made the keys of federation {name} in {folder}. Back this folder up.")
     typer.echo(f"Federation {name}: sessions on {running.session.address}, enrolment on {running.enrolment.address}")
+    if running.metrics is not None:
+        typer.echo(f"Metrics on {running.metrics.url}, for this machine only.")
     typer.echo(running.membership.describe())
     typer.echo("Invite sites from another terminal:  fedloom coordinator invite NAME [NAME ...]")
 
@@ -320,12 +326,19 @@ def verify_log(config: _Config = _DEFAULT_CONFIG, state: _State = None, as_json:
     folder = state.expanduser() if state is not None else _load(config).coordinator.state
     found = verify(folder)
     if as_json:
-        rounds = [{"run": run, "round": number, "participants": names} for run, number, names in found.recomputed]
+        rounds = [
+            {"run": run, "round": number, "participants": sorted(sum(groups, ())), "groups": groups}
+            for run, number, groups in found.recomputed
+        ]
         _print({"lines": found.lines, "head": found.head, "recomputed": rounds, "not_kept": found.not_kept})
         return
     typer.echo(f"The log has {found.lines} lines; every signature holds and each line names the one before it.")
-    for run, number, names in found.recomputed:
-        typer.echo(f"  {run} round {number}: the sum over {', '.join(names)} is right, bit for bit.")
+    for run, number, groups in found.recomputed:
+        if len(groups) == 1:
+            typer.echo(f"  {run} round {number}: the sum over {', '.join(groups[0])} is right, bit for bit.")
+        else:
+            shown = ", ".join("+".join(names) for names in groups)
+            typer.echo(f"  {run} round {number}: the {len(groups)} sums over {shown} are right, bit for bit.")
     if found.not_kept:
         typer.echo(f"  {found.not_kept} older rounds can't be recomputed any more: their uploads aren't kept.")
 

@@ -239,7 +239,12 @@ class Daemon:
         merging = hub.machine.state.open_round()
         updates = len(merging.done()) if merging is not None else 0
         started = time.perf_counter()
-        merged = await self._insist(lambda: asyncio.to_thread(intake.merge, order, action.base))
+        try:
+            merged = await self._insist(lambda: asyncio.to_thread(intake.merge, order, action.base))
+        except RefusedError as error:
+            refusal = error
+            await self._insist(lambda: self._decide(lambda: hub.unmergeable(order, refusal, time.time())))
+            return
         await self._insist(lambda: self._decide(lambda: hub.merged(order, merged, time.time())))
         _log.info(
             "round %d: merged %d updates into version %d in %.3f s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 _RECENT = 5
 _UPDATES = 20
-_PRIVACY = ("epsilon spent", "left", "at delta")
+_SEATS = 8
+_COLUMNS = ("participant", "state", "progress", "examples", "last heard", "epsilon spent", "left", "at delta")
 
 
 def as_dict(status: pb.Status) -> dict[str, Any]:
@@ -65,18 +67,31 @@ def render(status: pb.Status) -> Group:
 
 
 def _participants(status: pb.Status) -> Table:
+    """Columns that nobody has an entry in are left out: in secure sums nobody tells its number of examples."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    private = any(item.HasField("budget") for item in status.participants)
-    for name in ("participant", "state", "progress", "examples", "last heard", *(_PRIVACY if private else ())):
+    rows = [_participant_cells(item) for item in status.participants]
+    columns = [name for name in _COLUMNS if name in ("participant", "state") or any(row[name] for row in rows)]
+    for name in columns:
         table.add_column(name, justify="left" if name in ("participant", "state", "progress") else "right")
-    for item in status.participants:
-        progress = f"{100 * item.done // item.total} %" if item.total else ""
-        heard = "" if item.state in ("invited", "away", "revoked") else f"{item.silent_s:.0f} s ago"
-        budget = item.budget
-        cells = (f"{budget.spent:.3g}", f"{budget.left:.3g}", f"{budget.delta:.1g}")
-        shown = cells if item.HasField("budget") else ("", "", "")
-        table.add_row(item.name, item.state, progress, str(item.examples or ""), heard, *(shown if private else ()))
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
     return table
+
+
+def _participant_cells(item: pb.ParticipantStatus) -> dict[str, str]:
+    working = item.state in ("downloading", "training", "evaluating", "summing", "uploading")
+    here = item.state not in ("invited", "away", "revoked")
+    budget = item.budget if item.HasField("budget") else None
+    return {
+        "participant": item.name,
+        "state": item.state,
+        "progress": f"{100 * item.done // item.total} %" if working and item.total else "",
+        "examples": str(item.examples or ""),
+        "last heard": f"{item.silent_s:.0f} s ago" if here else "",
+        "epsilon spent": f"{budget.spent:.3g}" if budget else "",
+        "left": f"{budget.left:.3g}" if budget else "",
+        "at delta": f"{budget.delta:.1g}" if budget else "",
+    }
 
 
 def _rounds(status: pb.Status) -> Table:
@@ -90,21 +105,36 @@ def _rounds(status: pb.Status) -> Table:
 
 def _round_cells(item: pb.RoundStatus) -> list[str]:
     loss = "" if math.isnan(item.weighted_loss) else f"{item.weighted_loss:.4f}"
-    people = ", ".join(f"{seat.name} {seat.outcome}" for seat in item.participants[:8])
-    more = f" and {len(item.participants) - 8} more" if len(item.participants) > 8 else ""
-    return [str(item.round), str(item.version or ""), f"{item.seconds:.1f}", loss, people + more]
+    return [str(item.round), str(item.version or ""), f"{item.seconds:.1f}", loss, _outcomes(item.participants)]
+
+
+def _outcomes(seats: Sequence[pb.ParticipantRound]) -> str:
+    """Each by name where they are few; else those by name that didn't fare as most did."""
+    if len(seats) <= _SEATS:
+        return ", ".join(f"{seat.name} {seat.outcome}" for seat in seats)
+    names: dict[str, list[str]] = {}
+    for seat in seats:
+        names.setdefault(seat.outcome, []).append(seat.name)
+    (most, many), *others = sorted(names.items(), key=lambda found: -len(found[1]))
+    parts = [f"{len(many)} {most}"]
+    for outcome, found in others:
+        more = f" and {len(found) - _SEATS} more" if len(found) > _SEATS else ""
+        parts.append(f"{', '.join(found[:_SEATS])}{more} {outcome}")
+    return "; ".join(parts)
 
 
 def _merge(item: pb.RoundStatus) -> list[Any]:
     """The last merge: a line for each update that wasn't simply kept, the others counted."""
     report = item.merge
     kept = [update for update in report.updates if update.verdict == "kept"]
-    head = f"Round {item.round} merged by {report.rule}: {len(kept)} of {len(report.updates)} updates kept as they were"
-    parts: list[Any] = [Text(f"{head}, {report.tolerated} hostile ones tolerated.")]
+    what = "groups" if any("+" in update.participant for update in report.updates) else "updates"
+    head = f"Round {item.round} merged by {report.rule}: {len(kept)} of {len(report.updates)} {what} kept as they were"
+    hostile = f"{report.tolerated} hostile {'one' if report.tolerated == 1 else 'ones'}"
+    parts: list[Any] = [Text(f"{head}, {hostile} tolerated.")]
     others = sorted((item for item in report.updates if item.verdict != "kept"), key=lambda item: item.verdict)[::-1]
     if others:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("update", "verdict", "norm", "weight", "why"):
+        for name in (what.removesuffix("s"), "verdict", "norm", "weight", "why"):
             table.add_column(name, justify="right" if name in ("norm", "weight") else "left", overflow="fold")
         for update in others[:_UPDATES]:
             style = "red" if update.verdict == "rejected" else "yellow"

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("fedloom.coordinator")
 
+STAGES: Final = ("idle", "downloading", "training", "evaluating", "summing", "uploading", "other")
+"""What a site says that it is doing; "other" stands for anything else that it says."""
+
 _UNLIMITED: Final = float("inf")
 _SITE_CODES: Final = 64  # reasons of one participant's refusals that are counted apart
 
@@ -149,6 +152,18 @@ class Hub:
             created_s=now_s,
         )
         return self._carry(decision, now_s, checkpoint if decision.facts else None)
+
+    def unmergeable(self, order: BeginMerge, error: RefusedError, now_s: float) -> list[Action]:
+        """The updates can't be merged: ask for others.
+
+        Raises:
+            RefusedError: The same, where a secure sum can't: what was revealed isn't asked for again.
+        """
+        if isinstance(self.machine, SecureRounds):
+            raise error
+        culprit = str(getattr(error, "participant", ""))
+        self.count(error, culprit or "everyone")
+        return self._carry(self.machine.unmergeable(order, error, culprit, now_s), now_s)
 
     def members_grew(self) -> list[Action]:
         """The stored member list is longer: show the new entries to everyone who is connected."""
@@ -335,7 +350,9 @@ class Hub:
         return self._carry(self.machine.available(peer, now_s), now_s)
 
     def _progress(self, known: Presence, message: pb.Progress) -> list[Action]:
-        known.stage, known.task_id = message.stage[:16], message.task_id
+        # The operator's tables and metrics have these words: a site that says another one adds none to them.
+        known.stage = message.stage if message.stage in STAGES else "other"
+        known.task_id = message.task_id
         known.done, known.total = message.done, message.total
         return []
 

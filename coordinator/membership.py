@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from coordinator.rounds.waiting import listed
 from coordinator.store import Member, MemberState, Store
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.identities import (
@@ -178,13 +179,13 @@ class Membership:
         waiting = [request.name for request in self.pending()]
         if waiting:
             parts.append(
-                f"Not certified yet: {_listed(waiting)}. "
+                f"Not certified yet: {listed(waiting)}. "
                 "For its keeper: fedloom coordinator members --pending --out FILE."
             )
         revoked = self.revoked()
         if revoked:
             parts.append(
-                f"Revoked, but still in the member list: {_listed(revoked)}. Its keeper removes them with: "
+                f"Revoked, but still in the member list: {listed(revoked)}. Its keeper removes them with: "
                 "fedloom federation remove NAME."
             )
         return " ".join(parts)
@@ -277,7 +278,3 @@ def _keep_root(path: Path, public: bytes) -> None:
             "Sites have pinned the first one. Put it back into [federation] root, or take that line out if the root is "
             "in the state folder. Another root needs an empty [coordinator] state folder, and all sites to join again.",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -76,12 +76,19 @@ def planned_secure(config: FederationConfig) -> SecureSpec | None:
     """
     if config.aggregation.mode == "plain":
         return None
-    spec = config.secure_aggregation
-    if not config.merging.robust or spec.group_size:
+    spec, size = config.secure_aggregation, _group_size(config)
+    if size == spec.group_size:
         return spec
-    size = fitting_group_size(config.rounds.min_participants, config.merging.tolerance)
     # The configuration's own checks, as if the size had been asked for.
     return config.changed(secure_aggregation={"group_size": size}).secure_aggregation
+
+
+def _group_size(config: FederationConfig) -> int:
+    """Of secure sums: as asked for, or what a robust rule needs; 0 for one sum."""
+    size, rounds = config.secure_aggregation.group_size, config.rounds
+    if size or not config.merging.robust:
+        return size
+    return fitting_group_size(rounds.min_participants, rounds.min_updates, config.merging.tolerance)
 
 
 def check_merging(config: FederationConfig) -> None:
@@ -93,13 +100,14 @@ def check_merging(config: FederationConfig) -> None:
     """
     spec, rounds = config.merging, config.rounds
     fewest = fewest_updates(recipe_of(spec))
-    secure = planned_secure(config) if spec.robust else None
-    if secure is not None:
-        _check_groups(config, secure.group_size, fewest)
-    elif config.aggregation.mode == "plain" and rounds.min_updates < fewest:
+    if config.aggregation.mode == "secure":
+        if spec.robust:
+            _check_groups(config, _group_size(config), fewest)
+        planned_secure(config)
+    elif rounds.min_updates < fewest:
         raise ConfigError(
-            f'[merging] rule = "{spec.rule}" needs at least {fewest} updates to stand f = {spec.tolerance} hostile '
-            f"participants, and a round may end with [rounds] min_updates = {rounds.min_updates}",
+            f'[merging] rule = "{spec.rule}" needs at least {fewest} updates to stand '
+            f"{_hostile(spec.tolerance)}, and a round may end with [rounds] min_updates = {rounds.min_updates}",
             f"Set min_updates to {fewest} or more, lower f, or choose another rule.",
         )
 
@@ -114,16 +122,22 @@ def _check_groups(config: FederationConfig, size: int, fewest: int) -> None:
     if group_count(rounds.min_participants, size) < fewest:
         raise ConfigError(
             f'[merging] rule = "{spec.rule}" with secure sums compares sums of groups of {each}; to stand '
-            f"f = {spec.tolerance} spoilt groups it needs {fewest} of them, and [rounds] min_participants = "
+            f"{_hostile(spec.tolerance)} it needs {fewest} groups, and [rounds] min_participants = "
             f"{rounds.min_participants} makes {group_count(rounds.min_participants, size)}",
             f"Bring {fewest * each} participants together, or lower f; {others}.",
         )
     if rounds.min_updates < fewest * each:
         raise ConfigError(
             f'[merging] rule = "{spec.rule}" with secure sums needs {fewest} groups of {each} to stand '
-            f"f = {spec.tolerance} spoilt ones, and a round may end with [rounds] min_updates = {rounds.min_updates}",
+            f"{_hostile(spec.tolerance)}, and a round may end with [rounds] min_updates = {rounds.min_updates}",
             f"Set min_updates to {fewest * each} or more, or lower f; {others}.",
         )
+
+
+def _hostile(f: int | float) -> str:
+    if isinstance(f, float):
+        return f"a share of {f:g} that is hostile"
+    return f"{f} hostile participant{'' if f == 1 else 's'}"
 
 
 def planned_rounds(config: FederationConfig) -> RoundsSpec:
@@ -171,7 +185,7 @@ def same_run(config: FederationConfig, plan: RunPlan) -> list[str]:
         changed.append("aggregation")
     if config.merging != plan.merging:
         changed.append("merging")
-    if plan.secure is not None and planned_secure(config) != plan.secure:
+    if plan.secure is not None and config.aggregation.mode == "secure" and planned_secure(config) != plan.secure:
         changed.append("secure_aggregation")
     if config.privacy != plan.privacy:
         changed.append("privacy")

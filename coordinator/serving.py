@@ -14,14 +14,16 @@ from typing import Final
 
 import grpc
 
+from coordinator import status
 from coordinator.daemon import Daemon
 from coordinator.hub import Hub
 from coordinator.membership import Membership, open_membership
+from coordinator.metrics import MetricsEndpoint, serve_metrics
 from coordinator.planning import make_plan, next_run_id, run_records, same_run
 from coordinator.services import ControlService, EnrolmentService, NamedErrors, SessionService
 from coordinator.services.blob_policy import HubPolicy
 from coordinator.store import Run, open_store
-from protos import blobs_pb2_grpc, control_pb2_grpc, enrolment_pb2_grpc, session_pb2_grpc
+from protos import blobs_pb2_grpc, control_pb2, control_pb2_grpc, enrolment_pb2_grpc, session_pb2_grpc
 from wire import (
     BlobService,
     BlobStore,
@@ -60,11 +62,12 @@ class Coordinator:
     session: Listener
     enrolment: Listener
     first_run: bool
+    metrics: MetricsEndpoint | None = None
 
 
 @contextlib.asynccontextmanager
 async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Coordinator]:
-    """Open (or make) the state folder and listen on both ports; stop on leaving.
+    """Open (or make) the state folder and listen on all ports; stop on leaving.
 
     The run isn't open yet: see :func:`open_run`. Participants that connect before wait for it.
 
@@ -113,7 +116,15 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
         stack.push_async_callback(session.stop, _GRACE_S)
         session_address.set_result(join_address(settings.public_host, session.port))
         (state / ADDRESS).write_text(join_address(_reachable(settings.host), session.port) + "\n", encoding="utf-8")
-        yield Coordinator(daemon, config, membership, session, enrolment, first_run)
+        metrics = None
+        if settings.metrics_port is not None:
+            present = functools.partial(_present, daemon, membership)
+            metrics = await stack.enter_async_context(serve_metrics(settings.metrics_port, present))
+        yield Coordinator(daemon, config, membership, session, enrolment, first_run, metrics)
+
+
+def _present(daemon: Daemon, membership: Membership) -> control_pb2.Status:
+    return status.present(daemon, membership, time.time())
 
 
 def _announce_members(daemon: Daemon) -> None:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from coordinator.hub import Hub, Presence
-from coordinator.rounds import Round, Seat
+from coordinator.hub import STAGES, Hub, Presence
+from coordinator.rounds import ATOM_INCOMPLETE, Round, Seat
 from coordinator.store import Member, MemberState
 from protos import control_pb2 as pb
 from protos import session_pb2
 from wire import Identity
+
+if TYPE_CHECKING:
+    from coordinator.daemon import Daemon
+    from coordinator.membership import Membership
+
+RUN_STATES: Final = ("preparing", "waiting", "training", "evaluating", "merging", "finished")
+"""What a run may be doing."""
+
+PARTICIPANT_STATES: Final = ("invited", "revoked", "away", "preparing", *STAGES, "done")
+"""What a participant may be doing: its place in the roster, in the run, and what it says itself."""
 
 _NUMBERS: Final = ("norm", "share", "weight", "kept_fraction", "score", "distance", "factor")
 
@@ -39,6 +49,16 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
         visibility=hub.plan.visibility,
         guarantee=hub.guarantee,
     )
+
+
+def present(daemon: Daemon, membership: Membership, now_s: float) -> pb.Status:
+    """The view at this moment, of the daemon's run or of what there is before it; with the federation's root."""
+    if daemon.hub is None:
+        shown = preparing(membership.members.federation, daemon.message, daemon.store.members())
+    else:
+        shown = view(daemon.hub, daemon.message, now_s)
+    shown.root = membership.describe()
+    return shown
 
 
 def preparing(federation: str, message: str, members: list[Member]) -> pb.Status:
@@ -88,7 +108,7 @@ def _participants(hub: Hub, current: Round | None, now_s: float) -> list[pb.Part
 def _participant(hub: Hub, member: Member, current: Round | None, now_s: float) -> pb.ParticipantStatus:
     known = hub.presence.get(member.name)
     seat = current.seats.get(member.name) if current else None
-    status = pb.ParticipantStatus(name=member.name, state=_state(member, known, seat))
+    status = pb.ParticipantStatus(name=member.name, state=_state(member, known, current, seat))
     if member.certificate_pem:
         status.certificate_expires = Identity.parse(member.certificate_pem).expires.isoformat(timespec="seconds")
     if known is not None:
@@ -99,13 +119,15 @@ def _participant(hub: Hub, member: Member, current: Round | None, now_s: float) 
     return status
 
 
-def _state(member: Member, known: Presence | None, seat: Seat | None) -> str:
+def _state(member: Member, known: Presence | None, current: Round | None, seat: Seat | None) -> str:
     if member.state is not MemberState.ENROLLED:
         return str(member.state)
     if known is None or not known.connected:
         return "away"
     if not known.ready:
         return "preparing"
+    if current is None:  # what it last said, it said of a round that is over
+        return "idle"
     if seat is not None and seat.outcome == "done":
         return "done"
     return known.stage
@@ -179,8 +201,11 @@ def _number(value: float | str | None) -> float | None:
 def outcome(item: Round, seat: Seat) -> str:
     """A seat's outcome for a person: "merged" once its update is in a version, with the code of a refusal.
 
-    "left out" with a code is for who is in a sum of a group that is no sum of well-formed updates.
+    "left out" with a code is for who is in a sum of a group that is no sum of well-formed updates, "sat out" for who
+    was ready when another one of its atom wasn't.
     """
+    if seat.code == ATOM_INCOMPLETE:
+        return "sat out"
     if seat.outcome == "done" and seat.code:
         return f"left out: {seat.code}"
     if seat.outcome == "done":

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kernels import gram, rows, selection, weighted_sum
+    from kernels import device, gram, rows, selection, weighted_sum
 
-__all__ = ["gram", "rows", "selection", "weighted_sum"]
+__all__ = ["device", "gram", "rows", "selection", "weighted_sum"]
 
 
 def __getattr__(name: str) -> ModuleType:

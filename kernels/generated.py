@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 Kernel = Callable[..., None]
 
@@ -18,16 +20,16 @@ def load(text: str, name: str, function: str) -> Kernel:
     """The compiled ``function`` of a module's source, from the cache where it has been compiled before.
 
     Args:
-        text: The source. It imports what it needs and compiles with ``@compiled``.
+        text: The source. It imports what it needs.
         name: Of the file, without the digest that is added.
         function: Its name in the source.
+
+    Raises:
+        OSError: Neither the cache nor a temporary folder can be written.
     """
-    path = _written(text, name)
-    if path is None:  # no folder of our own to write to: compile for this process alone
-        names: dict[str, Any] = {"compiled_here": _compiled_here}
-        exec(text.replace("@compiled", "@compiled_here"), names)
-        kernel: Kernel = names[function]
-        return kernel
+    path = _written(text, name, cache_folder) or _written(text, name, _own_folder)
+    if path is None:
+        raise OSError("no folder to write kernels to: set FEDLOOM_CACHE to one that only this user may write")
     spec = importlib.util.spec_from_file_location(f"fedloom_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -47,10 +49,18 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fedloom" / "kernels"
 
 
-def _written(text: str, name: str) -> Path | None:
+@functools.lru_cache(maxsize=1)
+def _own_folder() -> Path:
+    """One for this process alone, where there is no cache that we could trust; compilers want to read a file."""
+    folder = tempfile.mkdtemp(prefix="fedloom-kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _written(text: str, name: str, place: Callable[[], Path]) -> Path | None:
     """The source as a file that only this user can have written; None where there can't be one."""
     try:
-        folder = cache_folder()
+        folder = place()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
@@ -62,12 +72,5 @@ def _written(text: str, name: str) -> Path | None:
                 file.write(text)
             Path(temporary).replace(path)
         return path
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # the second where nobody knows the user's home
         return None
-
-
-def _compiled_here(signature: str) -> Callable[[Kernel], Kernel]:
-    import numba
-
-    wrap: Any = numba.njit([signature], nogil=True, boundscheck=False, error_model="numpy")
-    return lambda function: wrap(function)

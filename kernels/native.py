@@ -23,7 +23,7 @@ float32 = _numba.float32
 float64 = _numba.float64
 
 
-def compiled(*signatures: str, reassociate: bool = False, contract: bool = False) -> Callable[[F], F]:
+def compiled(*signatures: str, reassociate: bool = False) -> Callable[[F], F]:
     """Compile for the signatures given, once: the result is cached on disk beside the source or in the user's cache.
 
     Arithmetic is IEEE 754 as written, unless said otherwise. The interpreter's lock is released.
@@ -31,11 +31,10 @@ def compiled(*signatures: str, reassociate: bool = False, contract: bool = False
     Args:
         signatures: In numba's notation.
         reassociate: Sums may be formed in vector lanes. Signed zeros and the order of summation aren't kept.
-        contract: A product and a sum may be fused, with one rounding.
     """
-    flags = ({"reassoc", "nsz"} if reassociate else set()) | ({"contract"} if contract else set())
+    flags = {"reassoc", "nsz"} if reassociate else False
     wrap: Any = numba.njit(
-        list(signatures), nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath=flags or False
+        list(signatures), nogil=True, cache=True, boundscheck=False, error_model="numpy", fastmath=flags
     )
     return lambda function: wrap(function)
 

@@ -1,7 +1,8 @@
 """Rows of float32, read where they lie: one array, a list of rows, memory maps, or readers of files.
 
 What every kernel over the updates starts from. Rows that lie contiguously in memory are handed on as addresses; others
-(strided views, readers) go through a staging area a slab of coordinates at a time. Nothing is copied whole.
+(strided views, readers, memory maps where there are many) go through a staging area a slab of coordinates at a time.
+Nothing is copied whole.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.device import as_array, is_tensor
+
 ITEM: Final = 4
 """Bytes of a float32."""
 
 STAGING: Final = 1 << 22
-"""Bytes that one thread may hold of rows that don't lie contiguously in memory."""
+"""Bytes that one thread may hold of rows that are copied piece by piece; more where pieces would be under 16 KiB."""
 
+_PIECE: Final = 4_096  # coordinates of a row that are copied at a time, at least: 16 KiB
 _RESIDENT: Final = 1 << 26  # bytes of memory maps that may stay mapped in before they are let go
 _AROUND: Final = 1 << 21  # bytes that the system may map around a page that is touched: a large page at most
+_MAPPED_ROWS: Final = 64  # so many large pages are 128 MiB for each thread; more mapped rows are copied piece by piece
 
 
 @runtime_checkable
@@ -40,7 +45,8 @@ class Rows:
     """n rows of d coordinates.
 
     Args:
-        rows: One array [n, d], or n arrays [d] (memory maps are arrays), or n readers, in any mixture. float32.
+        rows: One array [n, d], or n arrays [d] (memory maps are arrays), or n readers, in any mixture. float32. A torch
+            tensor in memory counts as an array and isn't copied.
         dimension: d; needed where every row is a reader.
 
     Raises:
@@ -49,7 +55,7 @@ class Rows:
     """
 
     def __init__(self, rows: RowsLike, dimension: int | None = None) -> None:
-        parts: list[Any] = rows.parts if isinstance(rows, Rows) else list(rows)
+        parts: list[Any] = rows.parts if isinstance(rows, Rows) else [as_array(part) for part in rows]
         if isinstance(rows, Rows) and dimension is None:
             dimension = rows.dimension
         if not parts:
@@ -96,24 +102,27 @@ class Rows:
         Yields:
             The slab's first coordinate, its width, and the address of each row's part [n], valid until the next slab.
         """
-        if not self._direct:
-            width = min(width, max(STAGING // (ITEM * len(self.parts)), 1))
-        if self._maps:
+        staged = not self._direct or len(self._maps) > _MAPPED_ROWS
+        if staged:
+            width = min(width, max(STAGING // (ITEM * len(self.parts)), _PIECE))
+        elif self._maps:
             width = min(width, max(_RESIDENT // (ITEM * len(self._maps)), 1))
         width = max(width // grain, 1) * grain
-        staging = None if self._direct else np.empty((len(self.parts), min(width, stop - start)), dtype=np.float32)
+        yield from self._staged(start, stop, width) if staged else self._in_place(start, stop, width)
+
+    def _staged(self, start: int, stop: int, width: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+        staging = np.empty((len(self.parts), min(width, stop - start)), dtype=np.float32)
+        places = staging.ctypes.data + np.arange(len(staging), dtype=np.int64) * staging.strides[0]
+        for first in range(start, stop, width):
+            count = min(width, stop - first)
+            self.window(first, staging[:, :count])
+            yield first, count, places
+
+    def _in_place(self, start: int, stop: int, width: int) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
         mapped = 0
         for first in range(start, stop, width):
             count = min(width, stop - first)
-            if staging is None:
-                yield first, count, self._bases + ITEM * first
-            else:
-                for part, target in zip(self.parts, staging, strict=True):
-                    if isinstance(part, np.ndarray):
-                        target[:count] = part[first : first + count]
-                    else:
-                        part.read(first, target[:count])
-                yield first, count, staging.ctypes.data + np.arange(len(staging), dtype=np.int64) * staging.strides[0]
+            yield first, count, self._bases + ITEM * first
             mapped += ITEM * count * len(self._maps)
             if mapped > _RESIDENT // 2 or (self._maps and first + count == stop):
                 for found in self._maps:
@@ -169,6 +178,10 @@ def over_spans(dimension: int, threads: int, grain: int, work: Callable[[Span], 
 
 def _check(part: Any, index: int, dimension: int) -> None:
     if not isinstance(part, np.ndarray):
+        if is_tensor(part):
+            raise TypeError(
+                f"row {index} is a tensor on {part.device}, and other rows are in memory: bring them together"
+            )
         if not isinstance(part, RowReader):
             raise TypeError(f"row {index} is a {type(part).__name__}, neither an array nor a reader")
         return

@@ -158,10 +158,8 @@ def audit(
     if as_json:
         _print(dataclasses.asdict(found))
         return
-    typer.echo(
-        f"{found.run_id} round {found.round}: the {'sums' if found.groups else 'sum'} over "
-        f"{', '.join(found.participants)} {'are' if found.groups else 'is'} right, bit for bit."
-    )
+    over = f"sums of {len(found.groups)} groups are" if found.groups else f"sum over {', '.join(found.participants)} is"
+    typer.echo(f"{found.run_id} round {found.round}: the {over} right, bit for bit.")
     for group in found.groups:
         came = f"left out: {group.left_out}" if group.left_out else f"weight {group.weight}, mean {group.mean[:16]}…"
         typer.echo(f"  {'+'.join(group.participants)}: {came}")

@@ -75,7 +75,7 @@ class Status(_message.Message):
     federation: _builtins.str
     run_id: _builtins.str
     state: _builtins.str
-    """"waiting", "training", "merging", "evaluating", "finished" """
+    """coordinator.status.RUN_STATES"""
     round: _builtins.int
     """in progress, 0 before the first"""
     rounds: _builtins.int
@@ -141,7 +141,7 @@ class ParticipantStatus(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _builtins.str
-    """"invited", "away", "idle", "downloading", "training", "evaluating", "uploading", "done", "revoked" """
+    """coordinator.status.PARTICIPANT_STATES"""
     round: _builtins.int
     """of the task in flight, else 0"""
     done: _builtins.int

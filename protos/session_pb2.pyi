@@ -480,7 +480,7 @@ class Progress(_message.Message):
     task_id: _builtins.str
     """empty when idle"""
     stage: _builtins.str
-    """"idle", "downloading", "training", "evaluating", "uploading" """
+    """"idle", "downloading", "training", "evaluating", "summing", "uploading" """
     done: _builtins.int
     total: _builtins.int
     def __init__(

@@ -47,6 +47,10 @@ def simulate(
     attack: Annotated[
         str | None, typer.Option("--attack", help="Make the last institutions hostile, such as alie, ipm, label-flip.")
     ] = None,
+    attack_setting: Annotated[
+        list[str] | None,
+        typer.Option("--attack-setting", help="One of the attack's settings, such as scale=3.0; may be repeated."),
+    ] = None,
     attackers: Annotated[int | None, typer.Option("--attackers", min=0, help="How many of them are hostile.")] = None,
     rule: Annotated[
         str | None, typer.Option("--rule", help="How updates are merged, such as robust; see [merging].")
@@ -66,7 +70,13 @@ def simulate(
     settings = settings.changed(
         rounds={"count": rounds, "seed": seed},
         merging={"rule": rule},
-        simulation={"workers": workers, "compare_local": compare, "attack": attack, "attackers": attackers},
+        simulation={
+            "workers": workers,
+            "compare_local": compare,
+            "attack": attack,
+            "attack_settings": _attack_settings(settings, attack, attack_setting or []),
+            "attackers": attackers,
+        },
     )
     if epsilon is not None:
         settings = _private(settings, epsilon)
@@ -115,6 +125,30 @@ def init(
         _print({"file": str(path)})
     else:
         typer.echo(f"Wrote {path}. Try it with:  fedloom simulate --config {path}")
+
+
+def _attack_settings(settings: FederationConfig, attack: str | None, given: list[str]) -> dict[str, Any]:
+    """Those of the configuration, unless they are of another attack, and on top of them what was typed."""
+    section = settings.simulation
+    kept = section.attack_settings if attack in (None, section.attack) else {}
+    return {**kept, **dict(_attack_setting(text) for text in given)}
+
+
+def _attack_setting(text: str) -> tuple[str, Any]:
+    """``scale=3.0`` as a name and a number, else a truth value, else a text."""
+    from wire import ConfigError
+
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not name or not equals:
+        raise ConfigError(f"--attack-setting {text!r} isn't of the form NAME=VALUE", "For example: scale=3.0.")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for number in (int, float):
+        try:
+            return name, number(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 def _private(settings: FederationConfig, epsilon: float) -> FederationConfig:

@@ -289,7 +289,7 @@ class Federation:
         if section.attack is None:
             return None
         return Adversary(
-            behaviour(section.attack),
+            behaviour(section.attack, section.attack_settings),
             frozenset(section.hostile),
             self.plan,
             self.clock,
@@ -418,7 +418,11 @@ class Federation:
         return dataclasses.replace(item, seats=seats)
 
     def _merge(self, action: Merge) -> None:
-        merged = self.intake.merge(action.order, action.base)
+        try:
+            merged = self.intake.merge(action.order, action.base)
+        except RefusedError as error:
+            self._perform(self.hub.unmergeable(action.order, error, self.clock.now_s))
+            return
         actions = self.hub.merged(action.order, merged, self.clock.now_s)
         state = self.hub.machine.state
         committed = next(item for item in reversed(state.rounds) if item.version == state.version)

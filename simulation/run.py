@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from coordinator.planning import check_merging
 from coordinator.rounds import Round, RunState
 from coordinator.status import outcome
 from core_model import GalleryRow
@@ -82,6 +83,7 @@ def simulate(
             f"{config.rounds.min_participants}",
             "Add institutions, or lower min_participants.",
         )
+    check_merging(config)
     chosen = _attack(config)
     out.mkdir(parents=True, exist_ok=True)
     crews = [
@@ -124,7 +126,7 @@ def _attack(config: FederationConfig) -> Attack | Forgery | None:
     """What the hostile institutions do, if there are any.
 
     Raises:
-        ConfigError: There is no such attack, or it can't be simulated in such a run.
+        ConfigError: There is no such attack, its settings don't fit, or it can't be simulated in such a run.
     """
     name = config.simulation.attack
     if name is None:
@@ -135,7 +137,7 @@ def _attack(config: FederationConfig) -> Attack | Forgery | None:
             "hands in there is a share of a noise on a lattice, for which attacks aren't simulated",
             'Choose placement = "local" or "off", or leave the attack out.',
         )
-    return behaviour(name)
+    return behaviour(name, config.simulation.attack_settings)
 
 
 def _processes(wanted: int) -> int:
@@ -268,6 +270,7 @@ def _attacked(
     found = report.Hostility(
         attack=config.simulation.attack or "",
         description=description(chosen),
+        settings=dataclasses.asdict(cast(Any, chosen)),
         knows=chosen.knows,
         institutions=hostile,
         score=statistics.fmean(scores) if scores else math.nan,

@@ -26,6 +26,12 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Triton interpret its kernels, except in a run for a device; it asks once, when it is imported."""
+    if "not gpu" in (config.option.markexpr or ""):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def _why_no_gpu() -> str:
     if importlib.util.find_spec("torch") is None:
         return "torch isn't installed"

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wire.blob_service import BlobPolicy, BlobService
     from wire.blobs import BlobRef, BlobStore, BlobWriter, PartWriter
-    from wire.channel import Listener, abort, connect, error_from, error_of, explain_handshake, join_address, serve
+    from wire.channel import (
+        Listener,
+        abort,
+        bind_error,
+        connect,
+        error_from,
+        error_of,
+        explain_handshake,
+        join_address,
+        serve,
+    )
     from wire.codec import CheckpointHeader, check_update, read_header
     from wire.config import commented_toml, read_toml, validate
     from wire.errors import (
@@ -82,6 +92,7 @@ _HOME = {
     "channel": (
         "Listener",
         "abort",
+        "bind_error",
         "connect",
         "error_from",
         "error_of",
@@ -189,6 +200,7 @@ __all__ = [
     "abort",
     "about",
     "as_refusal",
+    "bind_error",
     "check_name",
     "check_update",
     "client_credentials",

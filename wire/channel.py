@@ -162,11 +162,11 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind(address)
         except OSError as error:
-            raise _bind_error(host, port, error) from error
+            raise bind_error(host, port, error) from error
 
 
-def _bind_error(host: str, port: int, error: OSError) -> FedloomError:
-
+def bind_error(host: str, port: int, error: OSError) -> FedloomError:
+    """Why a port can't be listened on, in words for the operator."""
     if error.errno == errno.EADDRINUSE:
         return ResourceError(
             f"port {port} on {host} is in use by another program",

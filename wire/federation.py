@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from privacy.secure_aggregation.atoms import smallest_group
 from wire.config import read_toml, validate
 from wire.frozen import Frozen
-from wire.merging import MergingSpec
+from wire.merging import MergingSpec, Setting
 from wire.names import Name
 from wire.plan import AggregationSpec, RoundsSpec, SecureSpec
 from wire.privacy import PrivacySpec
@@ -42,6 +42,11 @@ class CoordinatorSection(Frozen):
         default=7600, description="Port for participants and operators (mutual TLS); 0 for any free one."
     )
     enrolment_port: Port = Field(default=7601, description="Port where newcomers show their token; 0 for any free one.")
+    metrics_port: Port | None = Field(
+        default=None,
+        description="Port on 127.0.0.1 where Prometheus finds metrics (docs/metrics.md), without TLS or a login: to "
+        "read them from elsewhere, put a proxy before it. 0 for any free one; left out, there are none.",
+    )
     public_host: Host = Field(
         default="localhost", description="Name or address under which sites reach this machine; tokens carry it."
     )
@@ -70,8 +75,13 @@ class CoordinatorSection(Frozen):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
-        if self.port == self.enrolment_port != 0:
-            raise ValueError(f"port and enrolment_port are both {self.port}; they must differ")
+        seen: dict[int, str] = {}
+        for name in ("port", "enrolment_port", "metrics_port"):
+            port = getattr(self, name)
+            if port in seen:
+                raise ValueError(f"{seen[port]} and {name} are both {port}; they must differ")
+            if port:
+                seen[port] = name
         return self
 
 
@@ -100,6 +110,12 @@ class SimulationSection(Frozen):
         max_length=64,
         description="What hostile institutions do, such as alie; docs/robustness.md lists the attacks.",
     )
+    attack_settings: dict[str, Setting] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="How it is done where not as by default, such as { scale = 3.0 }; docs/robustness.md lists each "
+        "attack's settings.",
+    )
     attackers: int = Field(
         default=0, ge=0, le=100_000, description="How many institutions are hostile: the last ones of the list."
     )
@@ -127,6 +143,8 @@ class SimulationSection(Frozen):
                 f"attack = {self.attack!r} with attackers = {self.attackers}: give both, what hostile institutions do "
                 "and how many they are, or neither"
             )
+        if self.attack_settings and self.attack is None:
+            raise ValueError("attack_settings without an attack: name one, or leave them out")
         most = max(0, len(self.institutions) - 2)
         if self.attackers > most:
             raise ValueError(

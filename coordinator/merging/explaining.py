@@ -86,9 +86,10 @@ def _accepted(facts: Facts) -> list[ParticipantReport]:
         verdict, reason = Verdict.KEPT, ""
         if dropped[index] or weight == 0.0:
             verdict = Verdict.REJECTED
-            reason = f"{facts.recipe.rule.name} score" if scores is not None else "weight 0"
             if scores is not None:
-                reason += f" {scores[row]:.3g}, {deviations[row]:+.1f} sigma"
+                reason = f"{facts.recipe.rule.name} score {scores[row]:.3g}, {deviations[row]:+.1f} sigma"
+            else:
+                reason = f"{facts.recipe.rule.name} took nothing of it{_standing_out(facts, name)}"
         elif factor < 1.0:
             verdict, reason = Verdict.CLIPPED, f"norm {facts.norms[name]:.3g} to {factor * facts.norms[name]:.3g}"
         found.append(
@@ -106,6 +107,13 @@ def _accepted(facts: Facts) -> list[ParticipantReport]:
             )
         )
     return found
+
+
+def _standing_out(facts: Facts, name: str) -> str:
+    """By how much an update is longer than the others, where that tells something."""
+    median = float(np.median([facts.norms[other] for other in facts.names]))
+    times = facts.norms[name] / median if median else 0.0
+    return f": its norm is {times:.3g} times the median" if times > OUTLYING else ""
 
 
 def _distances(facts: Facts) -> Floats | None:

@@ -7,7 +7,8 @@ caller may hold the updates in memory or read them from files slice by slice.
 Formal Guarantees:
     Updates are taken in the order of their names: decision, result and report are a function of the set of
     (name, update, example count), the same bits in whatever order they come. Updates are never written to. Beside the
-    result at most 16 MiB are held for up to 100 participants and two threads; above, n x n numbers come to count.
+    result at most 16 MiB are held for up to 100 participants and two threads; above, n x n numbers come to count, and
+    16 KiB a thread for each row that isn't in memory.
 """
 
 from __future__ import annotations

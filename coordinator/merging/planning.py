@@ -60,11 +60,14 @@ def guarantee(plan: RunPlan) -> str:
         count = group_count(count, groups)
         what = f"the means of {count} groups"
     bad = bad_count(spec.tolerance, count)
-    text = f"Merging: {recipe.name}. Of {what} it stands {bad} hostile ones, whatever is in them."
+    text = (
+        f"Merging: {recipe.name}. Of {what} it stands {bad} hostile {'one' if bad == 1 else 'ones'}, "
+        "whatever is in them."
+    )
     if groups:
         together = f"{per_group} atoms, drawn anew each round" if per_group > 1 else "the same participants always"
         text += (
-            f" A hostile participant spoils its own group at most, so {bad} of them are stood, wherever they are. A "
+            f" A hostile participant spoils its own group at most, so it stands {bad} of them, wherever they are. A "
             f"group is of {together}; a site hides among the {atom} or more of its atom, less those that work with "
             "the coordinator."
         )
@@ -84,14 +87,25 @@ def group_count(participants: int, group_size: int) -> int:
     return participants // atom // per_group
 
 
-def fitting_group_size(participants: int, f: Tolerance) -> int:
+def fitting_group_size(participants: int, updates: int, f: Tolerance) -> int:
     """How large groups should be where nothing is said: at most a quarter of the groups is then spoilt.
 
     With a count, ``n / (4 f)``; with a fraction, which is of the groups, a tenth of the participants, so that there are
-    ten groups; from 3, under which a sum hides nobody, to 10.
+    ten groups; from 3, under which a sum hides nobody, to 10. Smaller where the groups were else too few to compare
+    (:data:`MIN_GROUPS`), also in the smallest round.
+
+    >>> [fitting_group_size(n, n, 1) for n in (15, 18, 20, 30, 60)]
+    [3, 3, 4, 6, 10]
+
+    Args:
+        participants: Of a round, at least.
+        updates: With which a round may end.
+        f: How many groups may be spoilt.
     """
     wanted = participants // (4 * f) if isinstance(f, int) and f else participants // 10
-    return min(max(wanted, MIN_COHORT), _LARGEST_GROUP)
+    smallest = min(participants, updates)
+    sizes = range(min(wanted, _LARGEST_GROUP), MIN_COHORT, -1)
+    return next((size for size in sizes if group_count(smallest, size) >= MIN_GROUPS), MIN_COHORT)
 
 
 def fewest_updates(recipe: Recipe) -> int:

@@ -16,12 +16,13 @@ from coordinator.rounds.effects import (
     SendStatement,
     WakeAt,
 )
-from coordinator.rounds.facts import Fact, GroupRevealed, from_row, to_row
+from coordinator.rounds.facts import ATOM_INCOMPLETE, Fact, GroupRevealed, from_row, to_row
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round, RunState, Seat
 
 __all__ = [
+    "ATOM_INCOMPLETE",
     "AnnounceFinish",
     "AnnounceVersion",
     "BeginMerge",

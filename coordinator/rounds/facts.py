@@ -16,6 +16,9 @@ Purpose = Literal["train", "evaluate"]
 FinishReason = Literal["completed", "stopped", "out of budget"]
 Excuse = Literal["refused", "declined", "vanished", "late", "left", "revoked"]
 
+ATOM_INCOMPLETE = "atom-incomplete"
+"""Code of who is "late" because another one of its atom was missing, with sums of groups."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundOpened:
@@ -192,6 +195,17 @@ class RoundSealed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MergeFailed:
+    """The updates of a sealed round couldn't be merged. The round goes on without those of ``refused``."""
+
+    round: int
+    code: str
+    message: str
+    refused: tuple[str, ...]
+    failed_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VersionCommitted:
     """The merged model is on disk; it is the global model from now on.
 
@@ -234,6 +248,7 @@ Fact = (
     | AttemptFailed
     | SumRevealed
     | RoundSealed
+    | MergeFailed
     | VersionCommitted
     | EvaluationClosed
     | RunFinished

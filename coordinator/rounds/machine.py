@@ -30,6 +30,7 @@ from coordinator.rounds.facts import (
     Excuse,
     Fact,
     FinishReason,
+    MergeFailed,
     ParticipantExcused,
     Purpose,
     RoundOpened,
@@ -39,6 +40,7 @@ from coordinator.rounds.facts import (
     VersionCommitted,
 )
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.waiting import listed, merging
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
 
@@ -212,6 +214,26 @@ class SynchronousRounds:
         self._advance(decision, now_s)
         return decision
 
+    def unmergeable(self, order: BeginMerge, error: RefusedError, culprit: str, now_s: float) -> Decision:
+        """The merge that :class:`BeginMerge` asked for is refused, for want of enough sound updates.
+
+        The round goes on without the update of ``culprit``; where that is nobody (""), without all of them. Whoever
+        isn't merged is asked again when the round's time is over, if the others aren't enough.
+        """
+        decision = Decision()
+        current = self.state.open_round()
+        if current is None or not current.sealed or current.number != order.round:
+            return decision
+        refused = (culprit,) if culprit else tuple(current.done())
+        fact = MergeFailed(
+            round=current.number, code=error.code, message=error.message, refused=refused, failed_s=now_s
+        )
+        self._record(decision, fact)
+        self._advance(decision, now_s)
+        if not any(isinstance(effect, BeginMerge) for effect in decision.effects):
+            decision.effects.append(WakeAt(at_s=max(now_s, current.closes_s)))
+        return decision
+
     def stop(self, now_s: float) -> Decision:
         """The operator ends the run; what is committed stays."""
         decision = Decision()
@@ -229,10 +251,10 @@ class SynchronousRounds:
             have, need = len(self._available), self.spec.min_participants
             return f"Waiting for participants: {have} of at least {need} are ready."
         if current.sealed:
-            return f"Merging {len(current.done())} updates of round {current.number}."
+            return merging(current)
         pending = current.pending()
         if pending:
-            return f"Round {current.number} waits for {', '.join(pending[:5])}{' …' if len(pending) > 5 else ''}."
+            return f"Round {current.number} waits for {listed(pending)}."
         return (
             f"Round {current.number} has {len(current.done())} of the {self.spec.min_updates} updates it needs; "
             "it asks again at its deadline."

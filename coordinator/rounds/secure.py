@@ -23,6 +23,7 @@ from coordinator.rounds.effects import (
     merge_order,
 )
 from coordinator.rounds.facts import (
+    ATOM_INCOMPLETE,
     AttemptFailed,
     AttemptOpened,
     EvaluationClosed,
@@ -35,7 +36,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.proposals import Proposals, left_out
 from coordinator.rounds.state import Round, RunState
-from coordinator.rounds.waiting import needs, pausing, sentences, under_way
+from coordinator.rounds.waiting import merging, needs, pausing, sentences, under_way
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Attempt, Failed, Record, Tell, Unmask
 from privacy.secure_aggregation.coordinator import Decision as AttemptDecision
@@ -244,9 +245,10 @@ class SecureRounds(SynchronousRounds):
                 groups=tuple(found.groups),
             ),
         )
+        in_vain = self.attempt.in_vain()
         self.attempt.end()
         self.attempt = None
-        self._settle(decision, current, now_s)
+        self._settle(decision, current, now_s, in_vain)
         return decision
 
     def implausible(self, order: BeginUnmask, error: SecureAggregationError, now_s: float) -> Decision:
@@ -285,7 +287,7 @@ class SecureRounds(SynchronousRounds):
         if current is None:
             return sentences(super().waiting_for(), self._blocked(), idle)
         if current.sealed:
-            return sentences(super().waiting_for(), idle)
+            return sentences(merging(current), idle)
         if self.attempt is None:
             return sentences(pausing(current), self._blocked(), idle)
         return sentences(under_way(current, self.attempt), idle)
@@ -450,7 +452,7 @@ class SecureRounds(SynchronousRounds):
         """A round is open: propose its first attempt instead of only handing out tasks."""
         self._try_again(decision, current, now_s)
 
-    def _settle(self, decision: Decision, current: Round, now_s: float) -> None:
+    def _settle(self, decision: Decision, current: Round, now_s: float, in_vain: frozenset[str] = frozenset()) -> None:
         """The sum is known: receipts for all, and on to the merge, or to the end of a round of scoring."""
         assert current.revealed is not None
         for name in sorted(current.seats):
@@ -459,7 +461,10 @@ class SecureRounds(SynchronousRounds):
             if seat.outcome == "done":
                 decision.effects.append(SendReceipt(participant=name, task_id=task, accepted=True))
             elif seat.outcome == "pending":
-                self._excuse(decision, current, name, "late", "late", "the sum was made without it")
+                code, message = "late", "the sum was made without it"
+                if name in in_vain:
+                    code, message = ATOM_INCOMPLETE, "it was ready, but another one of its atom wasn't"
+                self._excuse(decision, current, name, "late", code, message)
                 decision.effects.append(CancelTask(participant=name, task_id=task, reason="late"))
         if current.purpose == "train":
             self._record(decision, RoundSealed(round=current.number))

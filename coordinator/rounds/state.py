@@ -13,6 +13,7 @@ from coordinator.rounds.facts import (
     EvaluationClosed,
     Excuse,
     Fact,
+    MergeFailed,
     ParticipantExcused,
     Purpose,
     RoundOpened,
@@ -140,6 +141,8 @@ class RunState:
             _reveal(current, fact)
         elif isinstance(fact, RoundSealed):
             current.sealed = True
+        elif isinstance(fact, MergeFailed):
+            _reopen(current, fact)
         elif isinstance(fact, VersionCommitted):
             if fact.version != self.version + 1:
                 raise ValueError(f"version {fact.version} can't follow version {self.version}")
@@ -173,6 +176,15 @@ def _reveal(current: Round, fact: SumRevealed) -> None:
         seat = current.seats.setdefault(name, Seat())
         seat.outcome, seat.message = "done", left_out.get(name, "")
         seat.code = seat.message.partition(":")[0]
+
+
+def _reopen(current: Round, fact: MergeFailed) -> None:
+    """The round isn't sealed any more; who can't be merged is as good as refused on arrival."""
+    current.sealed = False
+    current.complaints.append(fact.message)
+    for name in fact.refused:
+        seat = current.seats[name]
+        seat.outcome, seat.code, seat.message = "refused", fact.code, fact.message
 
 
 def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | ParticipantExcused) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from coordinator.rounds.state import Round
@@ -27,9 +28,28 @@ def sentences(*parts: str) -> str:
 
 def under_way(current: Round, attempt: Attempt) -> str:
     """Whose answer the open attempt waits for."""
-    names = attempt.waiting_for()
-    shown = f"{', '.join(names[:_SHOWN])}{' …' if len(names) > _SHOWN else ''}" or "nobody; its deadline decides"
-    return f"Round {current.number}, secure sum, {_PHASES.get(attempt.phase, attempt.phase)}: {shown}."
+    head = f"Round {current.number}, secure sum, {_PHASES.get(attempt.phase, attempt.phase)}"
+    if attempt.phase == "unmasking":  # the coordinator's own work
+        return f"{head}."
+    return f"{head}: {listed(attempt.waiting_for()) or 'nobody; its deadline decides'}."
+
+
+def merging(current: Round) -> str:
+    """What becomes the next version."""
+    revealed = current.revealed
+    if revealed is not None and revealed.groups:
+        return f"Merging the sums of {len(revealed.groups)} groups of round {current.number}."
+    return f"Merging {len(current.done())} updates of round {current.number}."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are.
+
+    >>> listed(["a", "b"]), listed([*"abcdefgh"])
+    ('a, b', 'a, b, c, d, e and 3 more')
+    """
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def pausing(current: Round) -> str:

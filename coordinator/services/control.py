@@ -63,7 +63,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def GetStatus(self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.Status:
         """The present state."""
         operator_of(context)
-        return self._status()
+        return status.present(self._daemon, self._membership, time.time())
 
     async def Watch(
         self, request: pb.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -71,7 +71,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         """The present state, and again whenever it changed."""
         operator_of(context)
         while True:
-            yield self._status()
+            yield status.present(self._daemon, self._membership, time.time())
             await asyncio.sleep(_LEAST_S)
             await self._daemon.wait_changed(_MOST_S)
 
@@ -188,12 +188,3 @@ class ControlService(control_pb2_grpc.ControlServicer):
             total=membership.members.count,
             pending=[item.name for item in membership.pending()],
         )
-
-    def _status(self) -> pb.Status:
-        daemon = self._daemon
-        if daemon.hub is None:
-            shown = status.preparing(self._ca.federation, daemon.message, daemon.store.members())
-        else:
-            shown = status.view(daemon.hub, daemon.message, time.time())
-        shown.root = self._membership.describe()
-        return shown

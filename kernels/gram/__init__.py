@@ -8,12 +8,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.device import DeviceRows, device_rows
 from kernels.rows import RowReader, Rows, RowsLike, Span, over_spans
 
 __all__ = ["GramBuilder", "gram", "squared_norm", "squared_norms"]
 
-TILE: Final = 2_048
-"""Coordinates over which a vector register sums before it is added to the total; part of the order of summation."""
+TILE: Final = 4_096
+"""Coordinates over which a vector's lanes sum before they are added to the total; part of the order of summation."""
 
 PARTS: Final = 8
 """Pieces of the coordinates that are summed apart, whatever the number of threads, and then added in order."""
@@ -22,7 +23,7 @@ _SIDE: Final = 4
 _SLAB: Final = 1 << 20
 
 
-def gram(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
+def gram(rows: RowsLike | DeviceRows, *, threads: int = 1) -> NDArray[np.float64]:
     """Form all dot products of the rows with each other, in float64.
 
     Products are exact and sums are float64, so that distances ``G[i,i] + G[j,j] - 2 G[i,j]`` keep about nine digits
@@ -30,9 +31,9 @@ def gram(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
 
     Formal Guarantees:
         Entry (i, j) is a function of rows i and j alone: the same bits whatever the other rows, the order of the rows,
-        the number of threads, and whether rows lie in memory, in maps or in files. Equal rows have exactly equal
-        entries, so their distance is exactly 0. An entry is off by at most about 1e-14 ``|row i| |row j|``. A row with
-        a NaN or an infinity makes its own entries not finite and no others. Bits may differ between processors.
+        the number of threads, the processor, and whether rows lie in memory, in maps or in files. Equal rows have
+        exactly equal entries, so their distance is exactly 0. An entry is off by at most about 1e-14
+        ``|row i| |row j|``. A row with a NaN or an infinity makes its own entries not finite and no others.
 
     Cost for n rows of d: reads 4 n d bytes, n (n + 1) d FLOPs rounded up to blocks of four rows.
 
@@ -41,12 +42,17 @@ def gram(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
         [[25.0, 3.0], [3.0, 1.0]]
 
     Args:
-        rows: [n, d] float32 in any form that `kernels.rows.Rows` takes.
-        threads: That work side by side.
+        rows: [n, d] float32 in any form that `kernels.rows.Rows` takes, or tensors on a CUDA device.
+        threads: That work side by side; a device has its own.
 
     Returns:
-        [n, n] symmetric.
+        [n, n] symmetric, in memory wherever the rows are.
     """
+    if (there := device_rows(rows)) is not None:
+        from kernels.gram import triton
+
+        return triton.gram(there)
+    assert not isinstance(rows, DeviceRows)
     table = rows if isinstance(rows, Rows) else Rows(rows)
     return _unfold(_blocks(table, 0, threads), len(table))
 
@@ -61,10 +67,15 @@ def squared_norm(row: NDArray[np.float32] | RowReader, dimension: int | None = N
     return float(squared_norms(Rows([row], dimension))[0])
 
 
-def squared_norms(rows: RowsLike, *, threads: int = 1) -> NDArray[np.float64]:
-    """The squared norm of each row [n] in float64, at the cost of reading the rows once."""
+def squared_norms(rows: RowsLike | DeviceRows, *, threads: int = 1) -> NDArray[np.float64]:
+    """The squared norm of each row [n] in float64, at the cost of reading the rows once; the diagonal of `gram`."""
+    if (there := device_rows(rows)) is not None:
+        from kernels.gram import triton
+
+        return triton.squared_norms(there)
     from kernels.gram import cpu
 
+    assert not isinstance(rows, DeviceRows)
     table = rows if isinstance(rows, Rows) else Rows(rows)
     each = -(-table.dimension // (TILE * PARTS)) * TILE
     starts = range(0, table.dimension, each) if each else range(0)

@@ -1,13 +1,14 @@
 """Selection at each coordinate: trimmed mean, median, mean around the median, also of mixed rows.
 
-Ranks are found by selection networks, which compare without branching. Up to 24 rows the network is a straight line of
+Ranks are found by selection networks, which compare without branching. Up to 48 rows the network is a straight line of
 code whose values stay in vector registers; above it is a table of comparators over tiles that stay in the cache. Both
 give the same bits. Where rows are mixed first (``out = select(matrix @ rows)``), the product exists a slab of
 coordinates at a time and never whole.
 
 Formal Guarantees, of every function here:
     The result at a coordinate depends on the values there and nowhere else, and not on their order: the same bits for
-    any permutation of the rows, any slicing of the coordinates, any number of threads. NaN counts as plus infinity,
+    any permutation of the rows, any slicing of the coordinates, any number of threads, in memory and on a device (with
+    ``mix``, up to the last bit of a mixed value). NaN counts as plus infinity,
     so it is trimmed like any other largest value; it stays at its coordinate. -0.0 counts as 0.0. The time taken
     doesn't depend on the values. The sum of kept values is formed in float32 by a tree, with a relative error of at
     most log2(n) * 6e-8 of the largest kept value; where it leaves float32's range the result is infinite.
@@ -15,22 +16,23 @@ Formal Guarantees, of every function here:
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.device import DeviceRows, as_array, device_rows
 from kernels.rows import ITEM, Rows, RowsLike, Span, over_spans
 
 __all__ = ["around_median", "median", "trimmed_mean"]
 
-STRAIGHT_ROWS: Final = 24
+STRAIGHT_ROWS: Final = 48
 """Most rows for which the network is written out as a straight line."""
 
 STRAIGHT_WORK: Final = 4_000_000
 """Rows times coordinates under which writing and compiling a straight line isn't worth its while."""
 
-SLAB: Final = 1 << 18
+SLAB: Final = 1 << 19
 """Bytes of mixed rows that exist at a time, in each thread: they stay in the level-2 cache."""
 
 _WHOLE: Final = 1 << 18
@@ -39,9 +41,17 @@ Matrix = NDArray[np.float64]
 Out = NDArray[np.float32]
 
 
+@overload
 def trimmed_mean(
     rows: RowsLike, trim: int, out: Out | None = None, *, mix: Matrix | None = None, threads: int = 1
-) -> Out:
+) -> Out: ...
+@overload
+def trimmed_mean(
+    rows: DeviceRows, trim: int, out: Any = None, *, mix: Matrix | None = None, threads: int = 1
+) -> Any: ...
+def trimmed_mean(
+    rows: RowsLike | DeviceRows, trim: int, out: Any = None, *, mix: Matrix | None = None, threads: int = 1
+) -> Any:
     """Average what remains at each coordinate without the ``trim`` smallest and the ``trim`` largest values.
 
     Cost for n rows of d: reads 4 n d bytes, writes 4 d bytes; about n log2(n)^2 / 4 comparators at each coordinate
@@ -53,11 +63,12 @@ def trimmed_mean(
         [2.0]
 
     Args:
-        rows: [n, d] float32 in any form that `kernels.rows.Rows` takes.
+        rows: [n, d] float32 in any form that `kernels.rows.Rows` takes, or tensors on a CUDA device.
         trim: Values dropped on each side; 2 ``trim`` < the number of rows that are selected from.
-        out: [d] float32, contiguous, not overlapping a row. Allocated where None.
+        out: [d] float32, contiguous, not overlapping a row; a tensor where the rows are on a device. Allocated where
+            None.
         mix: [m, n] Select from the m rows ``mix @ rows`` (formed in float64, rounded to float32) instead.
-        threads: That work side by side.
+        threads: That work side by side; a device has its own.
 
     Returns:
         ``out``.
@@ -66,14 +77,17 @@ def trimmed_mean(
         ValueError: Nothing would be left, or shapes don't fit.
         TypeError: A row or ``out`` isn't float32.
     """
-    table = rows if isinstance(rows, Rows) else Rows(rows)
-    size = _selected(table, mix)
+    size = _selected(rows, mix)
     if not 0 <= 2 * trim < size:
         raise ValueError(f"trimming {trim} of {size} values on each side leaves nothing")
-    return _run(table, (trim, size - trim, 0), out, mix, threads)
+    return _run(rows, (trim, size - trim, 0), out, mix, threads)
 
 
-def median(rows: RowsLike, out: Out | None = None, *, mix: Matrix | None = None, threads: int = 1) -> Out:
+@overload
+def median(rows: RowsLike, out: Out | None = None, *, mix: Matrix | None = None, threads: int = 1) -> Out: ...
+@overload
+def median(rows: DeviceRows, out: Any = None, *, mix: Matrix | None = None, threads: int = 1) -> Any: ...
+def median(rows: RowsLike | DeviceRows, out: Any = None, *, mix: Matrix | None = None, threads: int = 1) -> Any:
     """Find the median at each coordinate: the middle value, or the mean of the two middle ones.
 
     Arguments, errors and cost as for `trimmed_mean`.
@@ -82,14 +96,21 @@ def median(rows: RowsLike, out: Out | None = None, *, mix: Matrix | None = None,
         >>> median([np.float32([1]), np.float32([2]), np.float32([5]), np.float32([9e9])]).tolist()
         [3.5]
     """
-    table = rows if isinstance(rows, Rows) else Rows(rows)
-    size = _selected(table, mix)
-    return _run(table, ((size - 1) // 2, size // 2 + 1, 0), out, mix, threads)
+    size = _selected(rows, mix)
+    return _run(rows, ((size - 1) // 2, size // 2 + 1, 0), out, mix, threads)
 
 
+@overload
 def around_median(
     rows: RowsLike, count: int, out: Out | None = None, *, mix: Matrix | None = None, threads: int = 1
-) -> Out:
+) -> Out: ...
+@overload
+def around_median(
+    rows: DeviceRows, count: int, out: Any = None, *, mix: Matrix | None = None, threads: int = 1
+) -> Any: ...
+def around_median(
+    rows: RowsLike | DeviceRows, count: int, out: Any = None, *, mix: Matrix | None = None, threads: int = 1
+) -> Any:
     """Average the ``count`` values nearest the median at each coordinate; the smaller one where two are as near.
 
     Distances to the median are rounded to float32. Arguments, errors and cost as for `trimmed_mean`.
@@ -98,32 +119,45 @@ def around_median(
         >>> around_median([np.float32([1]), np.float32([2]), np.float32([9e9])], 2).tolist()
         [1.5]
     """
-    table = rows if isinstance(rows, Rows) else Rows(rows)
-    size = _selected(table, mix)
+    size = _selected(rows, mix)
     if not 1 <= count <= size:
         raise ValueError(f"{count} values around the median of {size}: must be from 1 to {size}")
-    return _run(table, (0, size, count), out, mix, threads)
+    return _run(rows, (0, size, count), out, mix, threads)
 
 
-def _selected(table: Rows, mix: Matrix | None) -> int:
+def _selected(rows: RowsLike | DeviceRows, mix: Matrix | None) -> int:
+    if not len(rows):
+        raise ValueError("no rows")
     if mix is None:
-        return len(table)
-    if mix.ndim != 2 or mix.shape[1] != len(table) or not len(mix):
-        raise ValueError(f"a matrix of shape {mix.shape} can't mix {len(table)} rows")
+        return len(rows)
+    if mix.ndim != 2 or mix.shape[1] != len(rows) or not len(mix):
+        raise ValueError(f"a matrix of shape {mix.shape} can't mix {len(rows)} rows")
     return len(mix)
 
 
-def _run(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix | None, threads: int) -> Out:
-    from kernels.selection import cpu
+def _run(rows: RowsLike | DeviceRows, wanted: tuple[int, int, int], out: Any, mix: Matrix | None, threads: int) -> Any:
+    if (there := device_rows(rows)) is not None:
+        from kernels.selection import triton
+
+        result = there.result(out, "float32")
+        triton.select(there, wanted, result, mix)
+        return result
+    assert not isinstance(rows, DeviceRows)
+    found = _in_memory(rows if isinstance(rows, Rows) else Rows(rows), wanted, as_array(out), mix, threads)
+    return found if out is None else out
+
+
+def _in_memory(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix | None, threads: int) -> Out:
+    from kernels.selection import cpu, mixing
     from kernels.selection.network import table as comparators
-    from kernels.selection.straight import straight_line
+    from kernels.selection.straight import LINE, straight_line
 
     dimension = table.dimension
     if out is None:
         out = np.empty(dimension, dtype=np.float32)
     _check(out, dimension)
     target = out
-    size = _selected(table, mix)
+    size = len(table) if mix is None else len(mix)
     first, last, around = wanted
     infinity = float("inf")
     straight = size <= STRAIGHT_ROWS and size * dimension >= STRAIGHT_WORK
@@ -133,22 +167,28 @@ def _run(table: Rows, wanted: tuple[int, int, int], out: Out | None, mix: Matrix
 
     def select(addresses: NDArray[np.int64], start: int, count: int) -> None:
         part = target[start : start + count]
+        whole = count // LINE * LINE if line is not None else 0
         if line is not None:
-            line(addresses, count, infinity, part)
-        else:
-            cpu.select(addresses, count, steps, first, last, around, infinity, part)
+            line(addresses, whole // LINE, infinity, part)
+        if whole < count:
+            rest = addresses + ITEM * whole
+            cpu.select(rest, count - whole, steps, first, last, around, infinity, part[whole:])
 
     def work(span: Span) -> None:
         if factors is None:
             for start, count, addresses in table.slabs(span.start, span.stop, _WHOLE):
                 select(addresses, start, count)
             return
-        width = max(SLAB // (ITEM * size) // cpu.MIX_TILE, 1) * cpu.MIX_TILE
-        mixed = np.empty((size, width), dtype=np.float32)
+        held = max(size, len(table))
+        width = max(SLAB // (ITEM * held) // mixing.TILE, 1) * mixing.TILE
+        mixed = np.zeros((held, width), dtype=np.float32)
         places = mixed.ctypes.data + np.arange(size, dtype=np.int64) * mixed.strides[0]
-        for start, count, addresses in table.slabs(span.start, span.stop, width):
-            cpu.mix(addresses, count, factors, mixed)
-            select(places, start, count)
+        for start, whole, addresses in table.slabs(span.start, span.stop, _WHOLE):
+            for past in range(0, whole, width):
+                count = min(width, whole - past)
+                mixing.stage(addresses + ITEM * past, count, mixed)
+                mixing.mix(mixed, count, factors)
+                select(places, start + past, count)
 
     over_spans(dimension, threads, 16, work)
     return out

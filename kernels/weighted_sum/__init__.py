@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.device import DeviceRows, as_array, device_rows
 from kernels.rows import Rows, RowsLike, Span, over_spans
 
 __all__ = ["BLOCK", "weighted_sum"]
@@ -15,15 +16,13 @@ __all__ = ["BLOCK", "weighted_sum"]
 BLOCK: Final = 1 << 18
 """Coordinates that are handed to the compiled code at a time."""
 
-STRAIGHT_ROWS: Final = 24
-"""Most rows for which a float32 result is formed by a straight line of code."""
-
 STRAIGHT_WORK: Final = 4_000_000
-"""Rows times coordinates under which writing and compiling one isn't worth its while."""
+"""Rows times coordinates under which writing and compiling a straight line isn't worth its while."""
 
 Out = TypeVar("Out", np.float32, np.float64)
 
 
+@overload
 def weighted_sum(
     weights: Sequence[float] | NDArray[np.float64],
     rows: RowsLike,
@@ -32,13 +31,32 @@ def weighted_sum(
     accumulate: bool = False,
     block: int = BLOCK,
     threads: int = 1,
-) -> NDArray[Out]:
+) -> NDArray[Out]: ...
+@overload
+def weighted_sum(
+    weights: Sequence[float] | NDArray[np.float64],
+    rows: DeviceRows,
+    out: Any = None,
+    *,
+    accumulate: bool = False,
+    block: int = BLOCK,
+    threads: int = 1,
+) -> Any: ...
+def weighted_sum(
+    weights: Sequence[float] | NDArray[np.float64],
+    rows: RowsLike | DeviceRows,
+    out: Any = None,
+    *,
+    accumulate: bool = False,
+    block: int = BLOCK,
+    threads: int = 1,
+) -> Any:
     """Sum rows with weights: ``out[k] = weights[0] * rows[0][k] + weights[1] * rows[1][k] + ...`` in float64.
 
     Every coordinate is formed by the same operations in the same order (each product and each sum rounded to float64
     once, rows from first to last), so the result doesn't depend on ``block``, on how the caller slices the coordinates,
-    on the number of threads, or on whether the rows come in one call or in several with ``accumulate``. A
-    float32 ``out`` takes the float64 result rounded once more.
+    on the number of threads, on whether the rows come in one call or in several with ``accumulate``, or on whether they
+    lie in memory or on a device. A float32 ``out`` takes the float64 result rounded once more.
 
     Cost for n rows of d: reads 4 n d bytes, writes 8 d bytes (4 d where ``out`` is float32), 2 n d - d FLOPs. Beside
     ``out`` it needs 512 KiB for each thread; rows are read where they lie and never copied whole.
@@ -49,11 +67,13 @@ def weighted_sum(
 
     Args:
         weights: [n] One factor a row; any finite value.
-        rows: n arrays [d] of float32, one array [n, d], or readers, as `kernels.rows.Rows` takes them.
-        out: [d] float64 or float32, contiguous, written in place; must not overlap a row. float64 where None.
+        rows: n arrays [d] of float32, one array [n, d], or readers, as `kernels.rows.Rows` takes them; or tensors on a
+            CUDA device, as `kernels.device.DeviceRows` takes them.
+        out: [d] float64 or float32, contiguous, written in place; must not overlap a row; a tensor where the rows are
+            on a device. float64 where None.
         accumulate: Add to what ``out`` holds instead of overwriting it; ``out`` must be given.
-        block: Coordinates handled at a time. Changes the speed, never the result.
-        threads: That work side by side.
+        block: Coordinates handled at a time in memory. Changes the speed, never the result.
+        threads: That work side by side; a device has its own.
 
     Returns:
         ``out``.
@@ -62,45 +82,52 @@ def weighted_sum(
         ValueError: Shapes that don't fit each other, no rows, or a block under 1.
         TypeError: A row that isn't float32 or an ``out`` that is neither float64 nor float32.
     """
-    from kernels.weighted_sum import cpu
-    from kernels.weighted_sum.straight import straight_line
-
     factors = np.ascontiguousarray(weights, dtype=np.float64)
-    table = _table(factors, rows, block)
+    there = device_rows(rows)
+    if len(rows) == 0 or factors.shape != (len(rows),):
+        raise ValueError(f"{len(rows)} rows need as many weights, at least 1, not shape {factors.shape}")
+    if block < 1:
+        raise ValueError(f"block is {block}, but must be at least 1")
+    if out is None and accumulate:
+        raise ValueError("accumulate needs an array to add to: pass `out`")
+    if there is not None:
+        from kernels.weighted_sum import triton
+
+        result = there.result(out, "float64", "float32")
+        triton.weighted_sum(factors, there, result, accumulate)
+        return result
+    assert not isinstance(rows, DeviceRows)
+    found = _in_memory(
+        factors, rows if isinstance(rows, Rows) else Rows(rows), as_array(out), accumulate, block, threads
+    )
+    return found if out is None else out
+
+
+def _in_memory(
+    factors: NDArray[np.float64], table: Rows, out: NDArray[Any] | None, accumulate: bool, block: int, threads: int
+) -> NDArray[Any]:
+    from kernels.weighted_sum import cpu, straight
+
     if out is None:
-        if accumulate:
-            raise ValueError("accumulate needs an array to add to: pass `out`")
         out = np.empty(table.dimension, dtype=np.float64)
-    assert out is not None
     _check(out, table.dimension)
-    target: NDArray[Any] = out
-    size = len(table)
-    line = None
-    if out.dtype == np.float32 and not accumulate and size <= STRAIGHT_ROWS and size * table.dimension >= STRAIGHT_WORK:
-        line = straight_line(size)
+    target = out
+    by_lines = out.dtype == np.float32 and not accumulate and len(table) * table.dimension >= STRAIGHT_WORK
 
     def work(span: Span) -> None:
-        if line is not None:
-            for start, count, addresses in table.slabs(span.start, span.stop, block):
-                line(factors, addresses, count, target[start : start + count])
-            return
         total = np.empty(min(cpu.TILE, span.stop - span.start), dtype=np.float64)
         for start, count, addresses in table.slabs(span.start, span.stop, block):
-            cpu.weighted_sum(factors, addresses, count, target[start : start + count], accumulate, total)
+            part = target[start : start + count]
+            if by_lines:
+                straight.weighted_sum(factors, addresses, count, part, total)
+            else:
+                cpu.weighted_sum(factors, addresses, count, part, accumulate, total)
 
     over_spans(table.dimension, threads, 16, work)
     return out
 
 
-def _table(factors: NDArray[np.float64], rows: RowsLike, block: int) -> Rows:
-    if len(rows) == 0 or factors.shape != (len(rows),):
-        raise ValueError(f"{len(rows)} rows need as many weights, at least 1, not shape {factors.shape}")
-    if block < 1:
-        raise ValueError(f"block is {block}, but must be at least 1")
-    return rows if isinstance(rows, Rows) else Rows(rows)
-
-
-def _check(out: NDArray[Out], dimension: int) -> None:
+def _check(out: NDArray[Any], dimension: int) -> None:
     if out.dtype not in (np.float64, np.float32):
         raise TypeError(f"out is {out.dtype}, neither float64 nor float32")
     if out.shape != (dimension,):

@@ -21,7 +21,7 @@ def weighted_sum(
     weights: NDArray[np.float64],
     rows: NDArray[np.int64],
     count: int,
-    out: NDArray[np.float64],
+    out: NDArray[np.float64] | NDArray[np.float32],
     accumulate: bool,
     total: NDArray[np.float64],
 ) -> None:

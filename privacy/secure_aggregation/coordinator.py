@@ -232,6 +232,12 @@ class Attempt:
         """The masked updates that are here, by position."""
         return {position: digest for position, (digest, _) in self._book.uploads.items()}
 
+    def in_vain(self) -> frozenset[str]:
+        """Names of who did all that was asked of them and isn't in the sum: another one of their atom didn't."""
+        book = self._book
+        answered = (book.ready - book.frozen) | frozenset(book.uploads)
+        return frozenset(self.context.names[item] for item in answered - book.survivors)
+
     def waiting_for(self) -> list[str]:
         """Names whose answer the present phase waits for, sorted."""
         return [self.context.names[item] for item in sorted(self._expected())]

@@ -20,8 +20,9 @@ from simulation.attacks.directions import (
     alie_z,
 )
 from simulation.attacks.distances import Mimic, MinMax, MinSum, mimicked
+from simulation.attacks.history import RelocatedOrthogonal
 from simulation.attacks.protocol import ForgedCount, Forgery, Replay, Submission, WrongSize, WrongType
-from simulation.attacks.registry import ATTACKS, FORGERIES, attack, behaviour, description, forgery
+from simulation.attacks.registry import ATTACKS, FORGERIES, attack, behaviour, description, forgery, settings_of
 from simulation.attacks.search import harm, most_harmful
 from simulation.attacks.values import (
     Backdoor,
@@ -56,6 +57,7 @@ __all__ = [
     "OptimisedAlie",
     "OptimisedInnerProduct",
     "Poison",
+    "RelocatedOrthogonal",
     "Replay",
     "Rule",
     "SignFlip",
@@ -74,4 +76,5 @@ __all__ = [
     "mimicked",
     "most_harmful",
     "plain_mean",
+    "settings_of",
 ]

@@ -151,8 +151,9 @@ class Retrieval:
 class Hostility:
     """What hostile institutions did in a simulation.
 
-    ``knows`` says what the attack needs to know, ``score`` is the headline metric of the last version, the mean over
-    the honest institutions. ``success`` is the attack success rate of a backdoor, NaN for other attacks.
+    ``settings`` are the attack's parameters, ``knows`` says what it needs to know. ``score`` is the headline metric of
+    the last version, the mean over the honest institutions. ``success`` is the attack success rate of a backdoor, NaN
+    for other attacks.
     """
 
     attack: str
@@ -161,6 +162,7 @@ class Hostility:
     institutions: tuple[str, ...]
     score: float
     success: float = math.nan
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,12 +28,14 @@ def settings(
     root: str | None = None,
     mode: str = "plain",
     merging: Mapping[str, object] | None = None,
+    metrics_port: int | None = None,
     **rounds: object,
 ) -> FederationConfig:
     """A federation of two on free ports; with the public key of a root, that root is apart."""
+    ports = {"port": 0, "enrolment_port": 0, "metrics_port": metrics_port}
     table = {
         "federation": {"name": "stage", "root": root},
-        "coordinator": {"port": 0, "enrolment_port": 0, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
+        "coordinator": {**ports, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
         "aggregation": {"mode": mode},
         "merging": merging or {},
         "rounds": {"count": 1, "min_participants": 2, "min_updates": 2, "evaluate_every": 0, **rounds},

@@ -270,6 +270,27 @@ async def test_what_is_turned_away_counts_against_f(tmp_path: Path, name: str) -
             assert item.merge.remaining == (0 if name == "nan" else 1)
 
 
+async def test_an_update_that_is_lost_on_the_coordinators_disk_costs_its_sender_the_round_and_nobody_the_run(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path, min_participants=3, min_updates=2) as live:
+        a, b, c = [await live.site(name) for name in "abc"]
+        async with live.puppet(a) as one, live.puppet(b) as two, live.puppet(c) as three:
+            for puppet in (one, two, three):
+                await puppet.ready()
+            assert (await one.deliver(update(1.0))).accepted
+            assert (await two.deliver(update(2.0))).accepted
+            hub, blobs = live.running.daemon.hub, live.running.daemon.blobs
+            assert hub is not None
+            blobs.path(hashlib.sha256(update(2.0)).digest()).unlink()
+            assert (await three.deliver(update(5.0))).accepted
+            assert (await one.hear("run_finished")).reason == "completed"
+        np.testing.assert_allclose(model(live), 3.0)
+        (seat,) = (seat for seat in hub.machine.state.rounds[0].seats.items() if seat[0] == "b")
+        assert (seat[1].outcome, seat[1].code) == ("refused", "update-missing")
+        assert live.running.daemon.store.refusals() == {("update-missing", "b"): 1}
+
+
 async def test_an_update_over_the_largest_norm_is_refused_by_name(tmp_path: Path) -> None:
     async with finished(tmp_path, attack("gaussian"), {"max_norm": 100.0}) as (live, status):
         expected = {**dict.fromkeys(HONEST, "merged"), HOSTILE: "refused: update-norm"}

@@ -28,7 +28,7 @@ async def test_an_honest_log_verifies_and_every_site_recomputes_its_sums(tmp_pat
         await liar.until_version(2)
         verified = verify_log(liar.state)
         assert (verified.lines, verified.not_kept) == (2, 0)
-        assert [item[1:] for item in verified.recomputed] == [(1, SITES), (2, SITES)]
+        assert [item[1:] for item in verified.recomputed] == [(1, (SITES,)), (2, (SITES,))]
         for site in liar.sites.values():
             audited = await audit(site.site, site.store, 2)
             assert (audited.participants, audited.mine, audited.line) == (SITES, True, 1)
@@ -66,9 +66,11 @@ async def test_the_means_of_groups_are_recomputed_and_named_by_every_site(tmp_pa
     async with lying(tmp_path, names=SIX, secure={"group_size": 3}) as liar:
         await liar.until_version(1)
         verified = verify_log(liar.state)
-        assert [item[1:] for item in verified.recomputed] == [(1, SIX)]
         revealed = liar.hub.machine.state.rounds[0].revealed
         assert revealed is not None
+        groups = tuple(sorted(group.members for group in revealed.groups))
+        assert [item[1:] for item in verified.recomputed] == [(1, groups)]
+        assert (len(groups), sorted(sum(groups, ()))) == (2, list(SIX))
         for site in liar.sites.values():
             audited = await audit(site.site, site.store, 1)
             assert [(item.participants, item.weight, item.mean, item.left_out) for item in audited.groups] == [

@@ -3,10 +3,12 @@
 ``python -m tests.e2e.dying`` has torch loaded and starts each process as a fork of itself, which takes a fraction of
 the second that a new interpreter needs. It reads one JSON object a line:
 
-    {"arguments": ["participant", "run", ...], "folder": where, "log": file, "deaths": ["masked-2-after", ...]}
+    {"arguments": ["participant", "run", ...], "folder": where, "log": file, "deaths": ["masked-2-after", ...],
+     "attack": ""}
 
 and answers ``{"started": pid}``; when a process ends it says ``{"ended": pid, "status": n}``, negative for a signal. At
-the end of its input it kills what still runs. It writes no core dump and takes no signal itself.
+the end of its input it kills what still runs. It writes no core dump and takes no signal itself. With an attack the
+site is hostile (``tests.e2e.hostile``).
 
 A death ``step-round-moment`` is a SIGKILL to oneself, once: *before* the step of that round is on the disk, or *after*
 it is, and then before anything follows from it: no statement is sent, no work begun. Steps of a participant are the
@@ -137,6 +139,10 @@ def _child(order: dict[str, Any]) -> int:
         watch_participant(fuse)
     elif order["arguments"][:2] == ["coordinator", "start"]:
         watch_coordinator(fuse)
+    if order["attack"]:
+        from tests.e2e.hostile import turn
+
+        turn(order["attack"])
     import fedloom
 
     code = fedloom.main(order["arguments"])

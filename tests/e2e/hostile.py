@@ -46,7 +46,12 @@ class HostileBench(work.Workbench):
         return dataclasses.replace(outcome, digest=digest, size=len(content))
 
 
-if __name__ == "__main__":
-    HostileBench.name_of_attack = sys.argv.pop(1)
+def turn(attack: str) -> None:
+    """Make the site that this process will run hostile."""
+    HostileBench.name_of_attack = attack
     work.Workbench = HostileBench  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    turn(sys.argv.pop(1))
     fedloom.main()

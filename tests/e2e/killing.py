@@ -45,9 +45,17 @@ class Nursery:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def start(self, arguments: Sequence[str], folder: Path, log: Path, deaths: Iterable[str] = ()) -> Life:
-        """Run a ``fedloom`` command with its output in ``log``."""
-        order = {"arguments": list(arguments), "folder": str(folder), "log": str(log), "deaths": list(deaths)}
+    def start(
+        self, arguments: Sequence[str], folder: Path, log: Path, deaths: Iterable[str] = (), attack: str = ""
+    ) -> Life:
+        """Run a ``fedloom`` command with its output in ``log``, by an operator who is hostile if there is an attack."""
+        order = {
+            "arguments": list(arguments),
+            "folder": str(folder),
+            "log": str(log),
+            "deaths": list(deaths),
+            "attack": attack,
+        }
         assert self._process.stdin is not None
         with self._news:
             before = len(self._started)
@@ -107,12 +115,17 @@ class Life:
 
 
 class Fragile(Deployment):
-    """A federation of four sites on loopback. ``deaths`` says at which steps a process kills itself."""
+    """A federation on loopback, of four sites unless others are named.
 
-    def __init__(self, folder: Path, config: Path, nursery: Nursery) -> None:
+    ``deaths`` says at which steps a process kills itself, ``attacks`` which sites are hostile, and how.
+    """
+
+    def __init__(self, folder: Path, config: Path, nursery: Nursery, names: Sequence[str] = SITES) -> None:
         super().__init__(folder, config)
         self.nursery = nursery
+        self.names = tuple(names)
         self.deaths: dict[str, list[str]] = {}
+        self.attacks: dict[str, str] = {}
         self._channel: grpc.Channel | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +165,7 @@ class Fragile(Deployment):
         """Start a site's daemon."""
         command = ["participant", "run", "--home", str(self.home(name)), "--json", *arguments]
         log = self.folder / f"{name}.log"
-        life = self.nursery.start(command, self.folder, log, self.deaths.get(name, ()))
+        life = self.nursery.start(command, self.folder, log, self.deaths.get(name, ()), self.attacks.get(name, ""))
         self.participants[name] = life  # type: ignore[assignment]
         return life
 
@@ -160,13 +173,13 @@ class Fragile(Deployment):
         """All of them, joined."""
         self.start_coordinator()
         asyncio.run(self._join_all())
-        for name in SITES:
+        for name in self.names:
             self.start_participant(name)
 
     async def _join_all(self) -> None:
-        reply = self.control().Invite(control_pb2.InviteRequest(names=SITES))
+        reply = self.control().Invite(control_pb2.InviteRequest(names=self.names))
         for index, item in enumerate(reply.invitations):
-            await join(Token.parse(item.token), self.home(item.name), data=data_of(index, len(SITES)))
+            await join(Token.parse(item.token), self.home(item.name), data=data_of(index, len(self.names)))
 
     def run_once(self, *arguments: str) -> list[dict[str, Any]]:
         """Run a command to its end in a process that has torch already; its JSON lines."""
@@ -225,5 +238,5 @@ class Fragile(Deployment):
 
     def check_logs(self) -> None:
         """No process has met an error without a name."""
-        for name in (*SITES, "coordinator"):
+        for name in (*self.names, "coordinator"):
             assert "Traceback" not in self.log(name), self.log(name)[-4000:]

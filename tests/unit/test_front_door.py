@@ -90,6 +90,22 @@ def test_a_mistake_in_the_file_names_key_section_and_nearest(
         assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("mode", ["secure", "plain"])
+def test_a_promise_that_can_never_be_kept_is_refused_before_anything_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(f'[aggregation]\nmode = "{mode}"\n[merging]\nrule = "robust"\nf = 1\n')
+    for command in (["simulate", "--config", str(path)], ["coordinator", "start", "--config", str(path)]):
+        assert fedloom.main(command) == 3
+        said = capsys.readouterr()
+        assert 'rule = "robust"' in said.err
+        assert "min_participants" in said.err or "min_updates" in said.err
+        assert "Traceback" not in said.err
+        assert "listening" not in said.out
+    assert not (tmp_path / "fedloom-state" / "coordinator.sqlite").exists()
+
+
 def test_errors_are_json_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fedloom.main(["coordinator", "status", "--config", str(tmp_path / "none.toml"), "--json"]) == 3
     body = json.loads(capsys.readouterr().out)

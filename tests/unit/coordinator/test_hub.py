@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from federated import Federation
 
 from coordinator.actions import Check, Close, Merge, Send, Wake
-from coordinator.hub import Hub
+from coordinator.hub import STAGES, Hub
 from coordinator.planning import run_records
 from coordinator.store import Checkpoint, Store, Transition, open_store
 from privacy.secure_aggregation.identities import ORIGIN
@@ -216,6 +217,16 @@ def test_leases_lapse_and_are_renewed_by_any_message(bench: Bench) -> None:
     assert (seats["a"].outcome, seats["b"].outcome) == ("pending", "vanished")
     assert bench.hub.presence["a"].stage == "training"
     assert any(isinstance(action, Wake) and action.at_s == 50.0 for action in bench.hub.tick(36.0))
+
+
+def test_a_site_says_what_it_does_in_one_of_a_few_words(bench: Bench, repository: Path) -> None:
+    bench.ready("a")
+    for said, known in [("summing", "summing"), ("revoked", "other"), ("x" * 500, "other"), ("", "other")]:
+        bench.say("a", progress=pb.Progress(stage=said))
+        assert bench.hub.presence["a"].stage == known
+    source = (repository / "participant" / "agent.py").read_text()
+    spoken = {word for line in source.splitlines() if "_stage = " in line for word in re.findall(r'"(\w+)"', line)}
+    assert {"idle", "training", "evaluating", "summing", "uploading"} <= spoken <= set(STAGES)
 
 
 def test_a_broken_stream_keeps_its_lease_until_it_lapses(bench: Bench) -> None:

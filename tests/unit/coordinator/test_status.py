@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from coordinator.merging import MergeReport, ParticipantReport, Verdict
 from coordinator.rounds import BeginMerge
 from coordinator.store import Invitation, Member, MemberState
 from protos import control_pb2 as pb
+from protos import session_pb2 as pb_session
 from tests.support.merges import merge_result
 from tests.unit.coordinator.test_hub import Bench
 from wire import FederationCA, Role
@@ -91,7 +93,7 @@ def test_it_shows_what_a_merge_made_of_each_update(bench: Bench) -> None:
     console = Console(record=True, width=100)
     console.print(display.render(shown))
     text = console.export_text()
-    assert "Round 1 merged by caf: 1 of 2 updates kept as they were, 1 hostile ones tolerated." in text
+    assert "Round 1 merged by caf: 1 of 2 updates kept as they were, 1 hostile one tolerated." in text
     assert "b       rejected             0  holds NaN" in text
     assert "Round 1: no rejected update stands out" in text
     body = json.loads(json.dumps(display.as_dict(shown), allow_nan=False))
@@ -158,6 +160,49 @@ def test_outside_a_terminal_a_line_is_printed_for_each_change(bench: Bench, caps
         "waiting: version 0 of 2. Waiting for participants: 0 of at least 2 are ready.",
         "waiting: version 0 of 2. Waiting for participants: 1 of at least 2 are ready.",
     ]
+
+
+def test_what_a_site_said_of_a_round_that_is_over_isnt_shown(bench: Bench) -> None:
+    bench.ready("a")
+    bench.say("a", progress=pb_session.Progress(stage="training", done=3, total=3))
+    assert states(view(bench))["a"] == "idle"
+    bench.ready("b")
+    bench.say("a", progress=pb_session.Progress(stage="training", done=1, total=3))
+    assert states(view(bench))["a"] == "training"
+    assert "33 %" in text_of(view(bench))
+    bench.accept("a", "bench-1/1.1/a")
+    shown = text_of(view(bench))
+    assert states(view(bench))["a"] == "done"
+    assert "progress" not in shown and " %" not in shown
+
+
+def text_of(shown: pb.Status) -> str:
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=110, record=True, file=nowhere)
+        console.print(display.render(shown))
+        return console.export_text()
+
+
+def test_a_large_federations_rounds_are_counted_and_its_groups_are_called_so() -> None:
+    outcomes = {f"site-{index:02}": "merged" for index in range(18)}
+    outcomes |= {"site-04": "vanished", "site-09": "sat out", "site-15": "sat out"}
+    seats = [pb.ParticipantRound(name=name, outcome=outcome) for name, outcome in outcomes.items()]
+    merge = pb.MergeReport(
+        rule="trimmed-mean",
+        tolerated=1,
+        updates=[
+            pb.MergedUpdate(participant="site-11+site-13+site-17", verdict="rejected", reason="far", norm=33.0),
+            pb.MergedUpdate(participant="site-00+site-06+site-10", verdict="kept", norm=1.0, weight=0.25),
+        ],
+    )
+    people = [pb.ParticipantStatus(name=name, state="idle", silent_s=1.0) for name in outcomes]
+    history = [pb.RoundStatus(round=2, version=2, seconds=3.0, weighted_loss=1.0, participants=seats, merge=merge)]
+    lines = text_of(pb.Status(federation="clinics", state="waiting", participants=people, history=history)).splitlines()
+    assert any(line.endswith("15 merged; site-09, site-15 sat out; site-04 vanished") for line in lines)
+    assert "Round 2 merged by trimmed-mean: 1 of 2 groups kept as they were, 1 hostile one tolerated." in lines
+    assert any(line.split() == ["group", "verdict", "norm", "weight", "why"] for line in lines)
+    # Nobody told how many examples it has: no column for them.
+    assert any(line.split() == ["participant", "state", "last", "heard"] for line in lines)
 
 
 def test_before_there_is_a_run_the_roster_is_shown() -> None:

@@ -36,7 +36,7 @@ def test_the_cpu_path_loads_no_torch() -> None:
 
 
 def test_exports_are_exact() -> None:
-    assert kernels.__all__ == ["gram", "rows", "selection", "weighted_sum"]
+    assert kernels.__all__ == ["device", "gram", "rows", "selection", "weighted_sum"]
     assert set(kernels.__all__) <= set(dir(kernels))
     assert kernels.gram.__all__ == ["GramBuilder", "gram", "squared_norm", "squared_norms"]
     assert kernels.selection.__all__ == ["around_median", "median", "trimmed_mean"]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from kernels import rows as rows_module
+from kernels.gram import gram
 from kernels.rows import Rows, Span, over_spans
+from kernels.selection import trimmed_mean
 from kernels.weighted_sum import weighted_sum
 
 
@@ -21,9 +23,12 @@ def test_contiguous_rows_are_handed_on_by_address() -> None:
 
 def test_other_rows_go_through_a_staging_area_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "STAGING", 4 * 3 * 10)
+    monkeypatch.setattr(rows_module, "_PIECE", 5)
     table = np.arange(300, dtype=np.float32).reshape(100, 3)
     widths = [count for _, count, _ in Rows(table.T).slabs(0, 100, 1_000)]
     assert widths == [10] * 10
+    many = np.zeros((100, 30), np.float32)
+    assert [count for _, count, _ in Rows(many.T).slabs(0, 100, 1_000)] == [5] * 20  # no shorter than a piece
     assert weighted_sum([1.0, 10.0, 100.0], table.T).tolist() == (table @ [1.0, 10.0, 100.0]).tolist()
 
 
@@ -35,6 +40,22 @@ def test_memory_maps_are_read_and_let_go(tmp_path: Path, monkeypatch: pytest.Mon
     weights = [0.5, 0.25, 0.25]
     for rows in (mapped, [mapped[i] for i in range(3)], [table[0], mapped[1], mapped[2]]):
         assert np.array_equal(weighted_sum(weights, rows, block=4_096), weighted_sum(weights, table))
+
+
+def test_many_memory_maps_are_copied_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "_MAPPED_ROWS", 4)
+    monkeypatch.setattr(rows_module, "STAGING", 4 * 5 * 1_000)
+    monkeypatch.setattr(rows_module, "_PIECE", 100)
+    table = np.random.default_rng(1).standard_normal((5, 20_500), dtype=np.float32)
+    table.tofile(tmp_path / "rows")
+    mapped = np.memmap(tmp_path / "rows", np.float32, "r", shape=table.shape)
+    let_go = []
+    monkeypatch.setattr(rows_module._Map, "let_go", lambda self, start, stop: let_go.append((start, stop)))
+    matrix = np.full((5, 5), 0.2)
+    assert np.array_equal(trimmed_mean(mapped, 1), trimmed_mean(table, 1))
+    assert set(let_go) == {(start, min(start + 1_000, 20_500)) for start in range(0, 20_500, 1_000)}
+    assert np.array_equal(trimmed_mean(mapped, 1, mix=matrix), trimmed_mean(table, 1, mix=matrix))
+    assert np.array_equal(gram(mapped), gram(table))
 
 
 def test_a_private_map_keeps_what_was_written_to_it(tmp_path: Path) -> None:

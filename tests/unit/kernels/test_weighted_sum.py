@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from kernel_checks import same_bits
 
 import kernels.weighted_sum as kernel
-from kernels.weighted_sum import reference, weighted_sum
+from kernels.weighted_sum import reference, straight, weighted_sum
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 WEIGHTS = st.floats(-1e3, 1e3)
@@ -25,10 +26,6 @@ def rows_and_weights() -> st.SearchStrategy[tuple[np.ndarray, list[float]]]:
             st.lists(WEIGHTS, min_size=n, max_size=n),
         )
     )
-
-
-def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 @given(rows_and_weights(), st.integers(1, 50))
@@ -76,13 +73,21 @@ def test_threads_change_no_bit_and_a_float32_result_is_rounded_once() -> None:
     assert same_bits(narrow, whole.astype(np.float32))
 
 
-def test_the_straight_line_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n", "d"), [(5, 1_003), (5, 16), (47, 130_007)])
+def test_straight_lines_give_the_same_bits(n: int, d: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One line, and batches of lines over tiles with a rest of rows and of coordinates."""
     monkeypatch.setenv("FEDLOOM_CACHE", str(tmp_path))
-    rows = np.random.default_rng(5).standard_normal((5, 1_003), dtype=np.float32)
-    weights = [0.3, -0.0, 1e-3, 2.0, -7.0]
-    expected = reference.weighted_sum(weights, rows).astype(np.float32)
+    monkeypatch.setattr(straight, "ROWS", 12)  # what more rows take is only longer to compile
+    monkeypatch.setattr(straight, "BATCH", 6)
+    generator = np.random.default_rng(5)
+    rows = generator.standard_normal((n, d), dtype=np.float32)
+    rows[:, 3] = -0.0
+    weights = generator.standard_normal(n)
+    weights[1] = -0.0
+    expected = weighted_sum(weights, rows).astype(np.float32)
     monkeypatch.setattr(kernel, "STRAIGHT_WORK", 0)
-    assert same_bits(weighted_sum(weights, rows, np.empty(1_003, np.float32), threads=2), expected)
+    for threads in (1, 2):
+        assert same_bits(weighted_sum(weights, rows, np.empty(d, np.float32), threads=threads), expected)
 
 
 def test_infinities_and_nan_reach_the_result_without_a_warning() -> None:

@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulation import run as running
-from simulation.run import MODEL, RECORD, REPORT, Result, simulate
+from simulation.run import MODEL, RECORD, REPORT, Result
 from tests.unit.simulation.test_simulate import config as small
+from tests.unit.simulation.test_simulate import run
 from wire import ConfigError, FederationConfig
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker processes: they'd spend longer on their start than on the work."""
-    monkeypatch.setattr(running, "_processes", lambda wanted: 0)
 
 
 def config(
@@ -33,10 +27,6 @@ def config(
         data=[f"digits:{index + 1}/{honest + attackers}" for index in range(total)],
         **{**tables, "simulation": {"compare_local": False, **hostility, **tables.get("simulation", {})}},
     )
-
-
-def run(settings: FederationConfig, folder: Path) -> Result:
-    return simulate(settings, folder, lambda event: None, command="fedloom simulate")
 
 
 def outcomes(result: Result) -> list[dict[str, str]]:
@@ -181,11 +171,15 @@ def test_the_command_line_makes_institutions_hostile(tmp_path: Path) -> None:
     path = tmp_path / "federation.toml"
     path.write_text(commented_toml(config(None, honest=4, rounds={"count": 1})))
     options = ["--config", str(path), "--out", str(tmp_path / "out"), "--json"]
-    done = CliRunner().invoke(simulate_app, [*options, "--attack", "min-max", "--attackers", "2"])
+    hostile = ["--attack", "min-max", "--attackers", "2", "--attack-setting", "direction=sign"]
+    done = CliRunner().invoke(simulate_app, [*options, *hostile])
     assert done.exit_code == 0, done.output
     finished = json.loads(done.stdout.splitlines()[-1])
     (said,) = finished["hostility"]
     assert (said["attack"], said["institutions"], said["success"]) == ("min-max", ["site-2", "site-3"], None)
-    for arguments in (["--attack", "min-max", "--attackers", "3"], ["--attack", "mimax", "--attackers", "1"]):
+    assert said["settings"] == {"direction": "sign"}
+    assert "direction = sign" in (tmp_path / "out" / REPORT).read_text()
+    wrong = ["--attack", "min-max", "--attackers", "2", "--attack-setting", "way=up"]
+    for arguments in (wrong, ["--attack", "min-max", "--attackers", "3"], ["--attack", "mimax", "--attackers", "1"]):
         failed = CliRunner().invoke(simulate_app, [*options, *arguments])
         assert isinstance(failed.exception, ConfigError)

@@ -192,7 +192,7 @@ def test_a_site_may_demand_privacy(tmp_path: Path) -> None:
 
 def test_the_report_says_what_was_spent_and_left(tmp_path: Path) -> None:
     settings = config(placement="local", count=1, noise_multiplier=1.0)
-    result = simulate(settings, tmp_path, lambda event: None, command="fedloom simulate")
+    result = simulate(settings, tmp_path, lambda event: None, command="fedloom simulate", in_process=True)
     record = json.loads((tmp_path / RECORD).read_text())
     assert [item["name"] for item in record["budgets"]] == list(SITES)
     for item in record["budgets"]:

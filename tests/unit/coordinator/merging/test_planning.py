@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from coordinator.merging import RULES, MergeRefused
-from coordinator.merging.planning import fewest_updates, guarantee, recipe_of
+from coordinator.merging.planning import (
+    MIN_GROUPS,
+    fewest_updates,
+    fitting_group_size,
+    group_count,
+    guarantee,
+    recipe_of,
+)
 from coordinator.merging.recipes import PREAGGREGATORS
 from coordinator.merging.tolerance import bad_count
 from coordinator.planning import make_plan, same_run
@@ -129,13 +136,32 @@ def test_a_robust_rule_over_secure_sums_gets_groups(tmp_path: Path) -> None:
     assert made.secure.group_size == 3
     said = guarantee(made)
     assert "Of the means of 15 groups it stands 3 hostile ones" in said
-    assert "so 3 of them are stood, wherever they are" in said
+    assert "so it stands 3 of them, wherever they are" in said
     assert "hides among the 3 or more of its atom" in said
     made = plan(tmp_path, {"rule": "robust"}, "secure", min_participants=100, min_updates=80)
     assert made.secure is not None
     assert made.secure.group_size == 10
     assert "of 2 atoms, drawn anew each round" in guarantee(made)
     assert "Of the means of 10 groups it stands 2 hostile" in guarantee(made)
+
+
+@given(st.integers(15, 400), st.integers(0, 100), st.one_of(st.integers(1, 20), st.floats(0.01, 0.45)))
+def test_groups_are_never_so_large_that_they_are_too_few(participants: int, away: int, f: int | float) -> None:
+    """As long as groups of three are enough, in the smallest round too."""
+    updates = max(participants - away, 1)
+    size = fitting_group_size(participants, updates, f)
+    assert 3 <= size <= 10
+    assert group_count(updates, size) >= min(MIN_GROUPS, group_count(updates, 3))
+    if isinstance(f, int) and size > 3:
+        assert group_count(participants, size) >= 2 * f + 1
+
+
+@pytest.mark.parametrize(("participants", "updates", "size"), [(16, 15, 3), (19, 19, 3), (30, 30, 6), (30, 24, 4)])
+def test_a_federation_that_groups_of_three_would_do_for_isnt_refused(
+    tmp_path: Path, participants: int, updates: int, size: int
+) -> None:
+    made = plan(tmp_path, {"rule": "robust", "f": 1}, "secure", min_participants=participants, min_updates=updates)
+    assert made.secure is not None and made.secure.group_size == size
 
 
 def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
@@ -147,15 +173,20 @@ def test_a_run_says_what_it_stands(tmp_path: Path) -> None:
     assert "times the honest updates' root-mean-square distance" in robust
     assert "root-mean-square" not in guarantee(plan(tmp_path, {"rule": "robust", "f": 3}))
     assert "Of 8 updates it stands 1 " in guarantee(plan(tmp_path, {"rule": "median"}, participants_per_round=8))
+    assert "it stands 1 hostile one," in guarantee(plan(tmp_path, {"rule": "median", "f": 1}))
 
 
 @pytest.mark.parametrize(
     ("merging", "mode", "message"),
     [
-        ({"rule": "robust", "f": 4}, "plain", r"needs at least 9 updates to stand f = 4 .*min_updates = 7"),
+        (
+            {"rule": "robust", "f": 4},
+            "plain",
+            r"needs at least 9 updates to stand 4 hostile participants.*min_updates = 7",
+        ),
         ({"rule": "bulyan", "f": 2}, "plain", "needs at least 11 updates"),
         ({"rule": "median", "f": 0.1}, "plain", "needs at least 10 updates"),
-        ({"rule": "robust", "f": 2}, "secure", r"needs 5 of them, and \[rounds\] min_participants = 9 makes 3"),
+        ({"rule": "robust", "f": 2}, "secure", r"needs 5 groups, and \[rounds\] min_participants = 9 makes 3"),
     ],
 )
 def test_a_federation_too_small_for_its_promise_is_refused(

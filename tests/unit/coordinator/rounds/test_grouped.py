@@ -11,7 +11,7 @@ import pytest
 from rounds_world import RoundsWorld
 from secure_world import DEADLINE_S, STEP_S
 
-from coordinator.rounds import BeginMerge, GroupRevealed, from_row, to_row
+from coordinator.rounds import ATOM_INCOMPLETE, BeginMerge, GroupRevealed, from_row, to_row
 from coordinator.rounds.facts import AttemptOpened, SumRevealed
 from coordinator.status import outcome
 from privacy.secure_aggregation import prekeys
@@ -102,6 +102,26 @@ def test_who_drops_in_training_takes_its_atom_along_and_the_others_are_merged() 
     assert all(site.refusals == [] for site in world.sites.values())
     late = {name for name, reason in world.cancelled()}
     assert late == atom
+
+
+@pytest.mark.parametrize("absent", ["before it is ready", "before its upload"])
+def test_mates_of_one_that_is_late_sat_out_and_werent_late(absent: str) -> None:
+    world = grouped(count=1, least=9)
+    if absent == "before it is ready":
+        world.slow = {"site-004", "site-005"}
+    else:
+        world.filter_up = lambda name, item: (
+            [] if name in ("site-004", "site-005") and kind_of(item.body) == "upload" else [item]
+        )
+    world.join()
+    world.pass_time(DEADLINE_S)
+    (fact,) = world.facts("SumRevealed")
+    (done,) = world.state.rounds
+    found = {name: outcome(done, seat) for name, seat in done.seats.items() if name not in fact.survivors}
+    lost = frozenset().union(*(atom for atom in atoms(world) if atom & {"site-004", "site-005"}))
+    assert set(found) == lost
+    assert found == {name: "late" if name in ("site-004", "site-005") else "sat out" for name in lost}
+    assert {item.code for item in world.facts("ParticipantExcused")} == {"late", ATOM_INCOMPLETE}
 
 
 def test_mates_of_one_that_is_away_sit_out_and_the_operator_sees_why() -> None:

@@ -311,6 +311,40 @@ def test_a_merge_that_is_reported_twice_commits_once() -> None:
     assert bench.machine.state.version == 1
 
 
+def test_a_round_whose_merge_is_refused_goes_on_without_the_update_at_fault() -> None:
+    bench = Bench(count=1, min_participants=3, min_updates=2, evaluate_every=0)
+    bench.available("a", "b", "c")
+    bench.submit("a", 1)
+    bench.submit("b", 1)
+    order = next(item for item in bench.submit("c", 1).effects if isinstance(item, BeginMerge))
+    error = RefusedError("update-shape", "the file of b was damaged")
+    again = bench.take(bench.machine.unmergeable(order, error, "b", 2.0))
+    (order,) = (item for item in again.effects if isinstance(item, BeginMerge))
+    assert [item.participant for item in order.contributions] == ["a", "c"]
+    assert order.rejected == (("b", "update-shape: the file of b was damaged"),)
+    assert bench.restarted().state == bench.machine.state
+    bench.commit(again)
+    assert bench.machine.state.finished is not None
+    # Said late, it changes nothing.
+    assert bench.machine.unmergeable(order, error, "b", 9.0).facts == []
+
+
+def test_a_round_that_nothing_can_be_merged_of_asks_everyone_again_at_its_deadline() -> None:
+    bench = Bench(count=1)
+    bench.available("a", "b")
+    bench.submit("a", 1)
+    order = next(item for item in bench.submit("b", 1).effects if isinstance(item, BeginMerge))
+    decision = bench.take(bench.machine.unmergeable(order, RefusedError("merge-empty", "none is left"), "", 2.0))
+    assert [type(item) for item in decision.effects] == [WakeAt]
+    assert "0 of the 2 updates" in bench.machine.waiting_for()
+    assert bench.machine.state.open_round().complaints == ["none is left"]  # type: ignore[union-attr]
+    assert tasks(bench.take(bench.machine.tick(100.0))) == ["a", "b"]
+    bench.submit("a", 1, attempt=2)
+    bench.commit(bench.submit("b", 1, attempt=2))
+    assert bench.machine.state.version == 1
+    assert bench.restarted().state == bench.machine.state
+
+
 def test_after_a_restart_a_sealed_round_is_merged_again() -> None:
     bench = Bench()
     bench.available("a", "b")
@@ -369,7 +403,7 @@ def test_facts_out_of_order_are_refused() -> None:
 
 
 _STEP = st.tuples(
-    st.sampled_from(["available", "submit", "vanish", "decline", "tick", "restart"]), st.sampled_from("abc")
+    st.sampled_from(["available", "submit", "vanish", "decline", "tick", "restart", "spoil"]), st.sampled_from("abc")
 )
 
 
@@ -379,13 +413,15 @@ def test_whatever_happens_the_log_replays_to_the_same_state_and_versions_never_s
     steps: list[tuple[str, str]],
 ) -> None:
     bench = Bench(count=3, min_participants=2)
-    now = 0.0
+    now, spoilt = 0.0, False
     for what, name in steps:
         now += 40.0 if what == "tick" else 1.0
         machine = bench.machine
         current = machine.state.open_round()
         decision = Decision()
-        if what == "restart":
+        if what == "spoil":
+            spoilt = not spoilt
+        elif what == "restart":
             machine = bench.machine = bench.restarted()
             decision = machine.resume(now)
         elif what == "available":
@@ -406,7 +442,13 @@ def test_whatever_happens_the_log_replays_to_the_same_state_and_versions_never_s
         for effect in decision.effects:
             if isinstance(effect, BeginMerge):
                 assert len(effect.contributions) >= bench.spec.min_updates
-                bench.take(machine.committed(effect, "ab" * 32, 100, now))
+                if spoilt:
+                    culprit, spoilt = effect.contributions[0].participant, False
+                    decision.effects += bench.take(
+                        machine.unmergeable(effect, RefusedError("update-missing", "gone"), culprit, now)
+                    ).effects
+                else:
+                    bench.take(machine.committed(effect, "ab" * 32, 100, now))
     assert bench.restarted().state == bench.machine.state
     committed = [item.version for item in bench.machine.state.rounds if item.version is not None]
     assert committed == list(range(1, len(committed) + 1))

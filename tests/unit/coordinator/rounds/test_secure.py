@@ -18,6 +18,7 @@ from coordinator.rounds import (
     SendReceipt,
     SendStatement,
 )
+from coordinator.rounds.waiting import listed
 from privacy.ledger import BUDGET_EXHAUSTED
 from privacy.secure_aggregation import prekeys
 from privacy.secure_aggregation.statements import Accept, Refused, Result, Signed, kind_of, positions_of
@@ -602,6 +603,7 @@ def test_it_says_whom_it_waits_for() -> None:
     world.train(*world.names[:3])
     world.settle()
     assert world.rounds.waiting_for() == "Round 1, secure sum, waits for the training of: site-003."
+    assert listed([f"s{index}" for index in range(7)]) == "s0, s1, s2, s3, s4 and 2 more"
     world.hold = {"freeze"}
     world.train("site-003")
     world.settle()

@@ -23,6 +23,7 @@ from simulation.attacks import (
     ModelReplacement,
     OptimisedAlie,
     OptimisedInnerProduct,
+    RelocatedOrthogonal,
     SignFlip,
     Situation,
     Sybil,
@@ -124,6 +125,10 @@ def test_an_unknown_attack_names_the_nearest_and_all_of_them() -> None:
         ("min-max", {"direction": "up"}),
         ("min-sum", {"direction": ""}),
         ("mimic", {"index": -2}),
+        ("rop", {"relocation": 1.5}),
+        ("rop", {"reference": -0.1}),
+        ("rop", {"angle": 361.0}),
+        ("rop", {"size": math.nan}),
         ("gaussian", {"std": -1.0}),
         ("inf", {"value": math.nan}),
         ("free-rider", {"gives": "money"}),
@@ -328,6 +333,72 @@ def test_mimic_copies_the_one_that_stands_out_along_the_largest_variance() -> No
     outlier = given.honest.copy()
     outlier[7] *= 50
     assert mimicked(outlier) == 7
+
+
+# --- history ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("relocation", "reference"), [(1.0, 0.9), (0.0, 0.5), (0.3, 1.0)])
+def test_rop_is_orthogonal_to_its_reference_and_no_further_out_than_half_of_the_honest(
+    seed: int, relocation: float, reference: float
+) -> None:
+    given = situation(seed)
+    assert given.last is not None
+    last, mean = given.last.astype(np.float64), given.mean
+    place = relocation * last + (1 - relocation) * mean
+    along = reference * last + (1 - reference) * mean
+    (row, *others) = RelocatedOrthogonal(relocation=relocation, reference=reference)(given).astype(np.float64)
+    assert all((other == row).all() for other in others)
+    pushed = row - place
+    assert float(pushed @ along) == pytest.approx(0.0, abs=1e-5 * np.linalg.norm(pushed) * np.linalg.norm(along))
+    away = sorted(float(np.linalg.norm(x - place)) for x in given.honest.astype(np.float64))
+    assert np.linalg.norm(pushed) == pytest.approx((away[4] + away[5]) / 2, rel=1e-5)
+    # What is left of the vector of ones when the part along the reference is taken out, by hand.
+    share = math.fsum(along) / math.fsum(x * x for x in along)
+    expected = [1.0 - share * x for x in along]
+    norm = math.sqrt(math.fsum(x * x for x in expected))
+    np.testing.assert_allclose(pushed / np.linalg.norm(pushed), [x / norm for x in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [0.0, 45.0, 135.0, 180.0, 270.0])
+def test_rop_turns_by_its_angle_and_reaches_as_far_as_its_size(angle: float) -> None:
+    given = situation()
+    assert given.last is not None
+    one, other = (RelocatedOrthogonal(angle=angle, size=size)(given)[0] - given.last for size in (1.0, 2.5))
+    along = 0.9 * given.last + 0.1 * given.mean
+    cosine = float(one @ along) / float(np.linalg.norm(one) * np.linalg.norm(along))
+    assert cosine == pytest.approx(math.cos(math.radians(angle)), abs=1e-5)
+    np.testing.assert_allclose(other, 2.5 * one, rtol=1e-4, atol=1e-5)
+
+
+def test_rop_adds_up_over_rounds_where_clipping_starts_at_the_last_update() -> None:
+    """Against centred clipping whose centre is the last merged update; turned round, inner products do it no harm."""
+    generator = np.random.default_rng(5)
+    drifts = {}
+    for name in ("rop", "ipm"):
+        merged = np.zeros(60)
+        for _ in range(12):
+            honest = generator.normal(0.0, 1.0, (10, 60)).astype(np.float32)
+            given = Situation(honest=honest, attackers=3, last=merged.astype(np.float32))
+            rows = np.concatenate([honest, attack(name)(given)]).astype(np.float64)
+            for _ in range(3):
+                away = np.linalg.norm(rows - merged, axis=1, keepdims=True)
+                merged = merged + ((rows - merged) * np.minimum(1.0, np.median(away) / away)).mean(axis=0)
+        drifts[name] = float(np.linalg.norm(merged))
+    assert drifts["rop"] > 3.0 * drifts["ipm"]
+
+
+def test_rop_in_its_first_round_starts_from_the_honest_mean_and_stands_what_has_no_direction() -> None:
+    first = dataclasses.replace(situation(), last=None)
+    pushed = attack("rop")(first)[0] - first.mean
+    assert float(pushed @ first.mean) == pytest.approx(0.0, abs=1e-4)
+    assert np.linalg.norm(pushed) > 1.0
+    still = Situation(honest=np.zeros((3, 8), np.float32), attackers=2, last=np.zeros(8, np.float32))
+    assert not attack("rop")(still).any()
+    # Nothing is orthogonal to the vector of ones in one dimension, or along the reference of equal numbers.
+    flat = Situation(honest=np.full((3, 4), 2.0, np.float32), attackers=1, last=np.ones(4, np.float32))
+    np.testing.assert_array_equal(attack("rop")(flat), np.ones((1, 4)))
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

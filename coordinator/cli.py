@@ -72,6 +72,7 @@ async def _start(
     from wire import until_stopped
 
     check_merging(settings)  # before anyone is invited to a federation that can't begin
+
     async def work() -> None:
         async with coordinator(settings, folder) as running:
             _announce(running, folder, as_json=as_json)

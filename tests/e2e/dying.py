@@ -23,11 +23,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import json
 import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -177,13 +179,11 @@ def _say(**message: int) -> None:
 
 def main() -> None:
     """Start processes as told until the input ends."""
-    import sklearn.datasets
-    import sqlalchemy
-    import torch
-
-    import core_model.tasks
-
-    del core_model.tasks, sklearn.datasets, sqlalchemy, torch
+    # What takes long to load and starts neither a thread nor a channel. A private site needs torch's compiler, too, for
+    # its gradients of single records.
+    for name in ("sklearn.datasets", "torch._dynamo", "core_model.tasks", "participant.daemon", "coordinator.daemon"):
+        importlib.import_module(name)
+    assert threading.active_count() == 1, "a fork of a process with threads may hang"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     running: set[int] = set()
     pending = b""

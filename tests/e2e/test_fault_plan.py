@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import grpc
 import pytest
 
+from coordinator.store import schema as coordinator_schema
+from participant.ledger import schema as ledger_schema
+from participant.store import schema as site_schema
 from protos import control_pb2
 from tests.e2e.deployment import configuration
 from tests.e2e.killing import SITES, Fragile, Nursery
@@ -27,7 +31,16 @@ pytestmark = pytest.mark.timeout(400)
 
 VICTIM = SITES[1]
 COORDINATOR = "coordinator"
+WATCHED = (COORDINATOR, VICTIM)
 ROUNDS = 3
+
+STRIDE = 8
+"""A process dies twice around every eighth of its writes; eight runs have them all."""
+
+SAMPLED = 2
+"""Writes of each process that the default test kills at."""
+
+Plan = Mapping[str, Iterable[int]]
 
 PRIVACY = """
 [privacy]
@@ -49,9 +62,9 @@ class Planned(Fragile):
             text = text.replace("\nlease_s", f'\ninitial_model = "{initial}"\nlease_s')
         config.write_text(text)
         super().__init__(folder, config, nursery)
-        self.numbered = {VICTIM, COORDINATOR}
+        self.numbered = set(WATCHED)
 
-    def run_through(self, plan: dict[str, Iterable[int]]) -> None:
+    def run_through(self, plan: Plan) -> None:
         """Die around these writes, start again each time, and end with nobody running."""
         for name, numbers in plan.items():
             self.deaths[name] = [f"{name}-{number}-{moment}" for number in numbers for moment in ("before", "after")]
@@ -61,8 +74,6 @@ class Planned(Fragile):
         for name in self.names:
             self.start_participant(name, "--once")
         self.until(self._over, "the run ends", 250.0)
-        for process in (*self.participants.values(), self.coordinator):
-            assert process is not None
         assert self.coordinator is not None
         self.coordinator.kill()
         self.coordinator.wait()
@@ -106,11 +117,6 @@ class Planned(Fragile):
                 assert int(death.split("-")[-2]) > written_now, f"{death} hasn't happened"
 
 
-def rows(folder: Path, name: str) -> set[str]:
-    """What kinds of rows a process has written in a run, without what tells one run from another."""
-    return {re.sub(r"[0-9a-f]{16,}|\.\d+$", "", line) for line in written(folder, name)}
-
-
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[Nursery]:
     made = Nursery()
@@ -118,29 +124,87 @@ def nursery() -> Iterator[Nursery]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def unkilled(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Planned:
-    """A run in which nobody dies: what there is to die at."""
-    folder = tmp_path_factory.mktemp("unkilled")
-    initial = folder / "initial.safetensors"
-    with Planned(folder, nursery, None) as made:
-        made.run_once("model", "init", "--config", str(made.config), "--out", str(initial), "--seed", "11")
-    with Planned(folder, nursery, initial) as federation:
-        import time
-        t=time.time()
-        federation.run_through({})
-        federation.took=time.time()-t
-    federation.initial=initial
-    return federation
+class Stage:
+    """A run in which nobody dies, and others from the same first model."""
 
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._initial = folder / "initial.safetensors"
+        with Planned(folder, nursery, None) as made:
+            made.run_once("model", "init", "--config", str(made.config), "--out", str(self._initial), "--seed", "11")
+        self.unkilled = self.run(folder, {})
+        self.count = {name: len(written(folder, name)) for name in WATCHED}
 
-@pytest.mark.parametrize("who", [VICTIM, COORDINATOR])
-def test_try(tmp_path, nursery, unkilled, who):
-    import time
-    print(unkilled.took)
-    with Planned(tmp_path, nursery, unkilled.initial) as federation:
-        t=time.time()
-        federation.run_through({who: range(3, 400, 9)})
-        print(who, time.time()-t, len(federation.died()), len(written(tmp_path, who)))
+    def run(self, folder: Path, plan: Plan) -> Planned:
+        """A whole run under a plan, and everything checked that has to be true behind it."""
+        with Planned(folder, self._nursery, self._initial) as federation:
+            federation.run_through(plan)
         federation.check_plan()
-    check_run(tmp_path, SITES, ROUNDS)
+        check_run(folder, SITES, ROUNDS)
+        return federation
+
+    def whole_plan(self) -> list[Plan]:
+        """One plan for each of STRIDE runs, so that together every write has its deaths.
+
+        A run with deaths has more writes than one without: each life writes a little of its own. So each plan goes on
+        beyond the last write.
+        """
+        return [
+            {name: range(first, 10 * count, STRIDE) for name, count in self.count.items()}
+            for first in range(1, STRIDE + 1)
+        ]
+
+
+@pytest.fixture(scope="module")
+def stage(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return Stage(tmp_path_factory.mktemp("unkilled"), nursery)
+
+
+def kinds(labels: Iterable[str]) -> set[str]:
+    """What is written, transactions taken apart."""
+    return {part for label in labels for part in label.split()}
+
+
+def test_every_durable_write_is_in_the_plan_and_none_gets_past_the_hook(stage: Stage) -> None:
+    folder = stage.unkilled.folder
+    for name in WATCHED:
+        planned = {number for plan in stage.whole_plan() for number in plan[name]}
+        assert set(range(1, len(written(folder, name)) + 1)) <= planned
+        assert bypassed(folder, name) == []
+    # The hook has seen every table of all three databases; nobody was refused anything.
+    for name, tables in (
+        (COORDINATOR, set(coordinator_schema.metadata.tables) - {"refusals"}),
+        (VICTIM, {*site_schema.metadata.tables, ledger_schema.lines.name}),
+    ):
+        seen = {re.split(r"[(]", part[1:])[0] for part in kinds(written(folder, name)) if part[0] in "+~-"}
+        assert tables <= seen, f"nothing was seen being written to {tables - seen}"
+    lines = Counter(label for label in written(folder, VICTIM) if label.startswith("+lines"))
+    assert lines == {"+lines(open)": 1, "+lines(reserve)": 3, "+lines(charge)": 3, "+lines(settle)": 3}
+    for name in WATCHED[1:]:
+        assert "file:ledger.sqlite.head" in written(folder, name)
+
+
+def test_processes_killed_around_some_of_their_writes_lose_nothing_and_pay_once(tmp_path: Path, stage: Stage) -> None:
+    chance = random.Random(6)
+    federation = stage.run(
+        tmp_path, {name: sorted(chance.sample(range(1, stage.count[name] + 1), SAMPLED)) for name in WATCHED}
+    )
+    assert len(federation.died()) >= 2 * SAMPLED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_processes_killed_around_every_write_lose_nothing_and_pay_once(
+    tmp_path_factory: pytest.TempPathFactory, stage: Stage
+) -> None:
+    died: dict[tuple[str, str], set[str]] = {}
+    for plan in stage.whole_plan():
+        federation = stage.run(tmp_path_factory.mktemp("killed"), plan)
+        for death, label in federation.died().items():
+            name, moment = death.rpartition("-")[0].rpartition("-")[0], death.rpartition("-")[2]
+            died.setdefault((name, moment), set()).update(kinds([label]))
+    # Whatever a run writes, somebody has died just before it and just after.
+    for name in WATCHED:
+        for moment in ("before", "after"):
+            missed = kinds(written(stage.unkilled.folder, name)) - died[name, moment]
+            assert not missed, f"{name} never died {moment} {missed}"

@@ -23,7 +23,8 @@ BYPASSED = "past the hook: "
 """In front of a write that the hook sees, and can't stop: there must be none."""
 
 _WRITE = re.compile(
-    r"\s*(INSERT INTO|UPDATE|DELETE FROM|REPLACE INTO|CREATE \w+|DROP \w+|ALTER TABLE)\s+\"?(\w+)", re.IGNORECASE
+    r"\s*(INSERT INTO|UPDATE|DELETE FROM|REPLACE INTO|CREATE \w+|DROP \w+|ALTER TABLE)\s+(?:IF NOT EXISTS\s+)?\"?(\w+)",
+    re.IGNORECASE,
 )
 _ROWS = ("insert into", "update", "delete from", "replace into")
 _SIGNS = {"insert into": "+", "update": "~", "delete from": "-"}
@@ -95,7 +96,7 @@ def watch_writes(name: str, folder: Path, around: Around) -> None:
     """
     tally = Tally(name, folder, around)
     # The driver opens its connections with this name; a factory given by the caller would be lost, and there is none.
-    sqlite3.dbapi2.connect = functools.partial(sqlite3.connect, factory=_connection(tally))  # type: ignore[assignment]
+    sqlite3.dbapi2.connect = functools.partial(sqlite3.connect, factory=watched_connection(tally))  # type: ignore[assignment]
     for function in ("rename", "replace"):
         setattr(os, function, _watched(getattr(os, function), tally, folder, name == "coordinator"))
 
@@ -103,7 +104,9 @@ def watch_writes(name: str, folder: Path, around: Around) -> None:
 # ---- SQLite ---------------------------------------------------------------------------------------------------------
 
 
-def _connection(tally: Tally) -> type[sqlite3.Connection]:
+def watched_connection(tally: Tally) -> type[sqlite3.Connection]:
+    """The driver's connections, with their commits counted."""
+
     class Watched(sqlite3.Connection):
         """A connection whose commits are counted."""
 
@@ -117,7 +120,7 @@ def _connection(tally: Tally) -> type[sqlite3.Connection]:
         def commit(self) -> None:
             """Durable when it returns."""
             rows = self.total_changes != self._changes
-            labels = [item for item in self._statements if rows or not item[0] in _SIGNS.values()]
+            labels = [item for item in self._statements if rows or item[0] not in _SIGNS.values()]
             self._forget()
             self._committing = True
             try:

@@ -6,6 +6,10 @@ databases and blobs that the processes have left, and none of what they said.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +21,19 @@ from numpy.typing import NDArray
 from coordinator.aggregation.reveal import map_upload
 from coordinator.auditing import verify_log
 from coordinator.membership import ROOT_PUBLIC
-from coordinator.rounds.facts import AttemptFailed, SumRevealed, VersionCommitted, from_row
+from coordinator.rounds.facts import AttemptFailed, AttemptOpened, SumRevealed, VersionCommitted, from_row
 from coordinator.serving import BLOBS, CA, DATABASE
 from coordinator.store import Store, open_store
 from participant.ledger.opening import open_ledger
-from participant.site import JOURNAL, Site
+from participant.site import JOURNAL, LEDGER, Site
 from participant.store import ParticipantStore, TaskState
 from privacy.accounting import epsilon
 from privacy.accounting.accountant import FINE
 from privacy.ledger import Phase, Receipt, SignedReceipt
+from privacy.ledger.entries import unpack
 from privacy.secure_aggregation.audit import check_record, verify_chain
 from privacy.secure_aggregation.members import MemberList
-from privacy.secure_aggregation.signed import Signed
+from privacy.secure_aggregation.statements import Signed, Upload, kind_of
 from privacy.secure_aggregation.summing import joined, mean_slices, plausible, unmask_group
 from privacy.secure_aggregation.tail import decode_tail
 from wire import BlobStore, FederationCA, RunPlan, read_header
@@ -72,6 +77,34 @@ def check_run(folder: Path, names: Sequence[str], rounds: int) -> None:
     for name in names:
         mine = [item.round for item in sums if name in item.survivors]
         _check_site(folder / name, mine, plan.privacy.epsilon, signed.get(name))
+
+
+def check_charged(folder: Path, name: str) -> None:
+    """While a site is dead: whatever of its updates the coordinator has, masked as it is, its ledger has charged.
+
+    Only files are read, and the ledger's are copied first: opening them would bring its write-ahead log in.
+    """
+    store = open_store(folder / "state" / DATABASE)
+    try:
+        runs = store.runs()
+        facts = [from_row(item.kind, item.body) for item in store.transitions(runs[-1].run_id)] if runs else []
+        contexts = {item.context: item.round for item in facts if isinstance(item, AttemptOpened)}
+        had = {item.round for item in facts if isinstance(item, SumRevealed) and name in item.survivors}
+        for context, number in contexts.items():
+            said = store.statements(runs[-1].run_id, bytes.fromhex(context))
+            if any(item.sender == name and kind_of(item.body) == Upload.KIND for item in said):
+                had.add(number)
+    finally:
+        store.close()
+    with tempfile.TemporaryDirectory() as image:
+        for path in (folder / name).glob(f"{LEDGER}*"):
+            shutil.copy(path, image)
+        with contextlib.closing(sqlite3.connect(Path(image) / LEDGER)) as ledger:
+            present = ledger.execute("SELECT name FROM sqlite_master WHERE name = 'lines'").fetchall()
+            lines = [unpack(row[0]) for row in ledger.execute("SELECT body FROM lines")] if present else []
+    charged = {line["task"] for line in lines if line["kind"] == "charge"}
+    paid = {line["round"] for line in lines if line["kind"] == "reserve" and line["task"] in charged}
+    assert had <= paid, f"{name}: an update of round {had - paid} has left and isn't charged"
 
 
 def _check_site(home: Path, mine: Sequence[int], limit: float, told: SignedReceipt | None) -> None:

@@ -23,11 +23,11 @@ from participant.store import schema as site_schema
 from protos import control_pb2
 from tests.e2e.deployment import configuration
 from tests.e2e.killing import SITES, Fragile, Nursery
-from tests.e2e.replay import check_run
+from tests.e2e.replay import check_charged, check_run
 from tests.e2e.writes import bypassed, written
 from wire import UnreachableError
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1000)
 
 VICTIM = SITES[1]
 COORDINATOR = "coordinator"
@@ -72,8 +72,8 @@ class Planned(Fragile):
         for name in self.names:
             self._enrol(name)
         for name in self.names:
-            self.start_participant(name, "--once")
-        self.until(self._over, "the run ends", 250.0)
+            self.start_participant(name)
+        self.until(self._over, "the run ends", 900.0)
         assert self.coordinator is not None
         self.coordinator.kill()
         self.coordinator.wait()
@@ -94,7 +94,7 @@ class Planned(Fragile):
 
     def start_participant(self, name: str, *arguments: str) -> object:
         """A site that ends with the run."""
-        return super().start_participant(name, *(arguments or ("--once",)))
+        return super().start_participant(name, "--once", *arguments)
 
     def _over(self) -> bool:
         if self.revive(COORDINATOR):
@@ -105,6 +105,8 @@ class Planned(Fragile):
             if process.poll() == 0:
                 continue
             running = True
+            if name in self.numbered and process.poll() is not None:
+                check_charged(self.folder, name)
             self.revive(name)
         return not running and self.finished()
 

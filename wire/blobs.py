@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from wire.errors import DataError, FedloomError, RefusedError, ResourceError
+from wire.files import process_lives
 from wire.names import is_name
 
 DIGEST_BYTES: Final = 32
@@ -304,7 +305,7 @@ class BlobStore:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for path in folder.glob("local-*.part"):
-                if not _process_lives(path.name.split("-")[1]):
+                if not process_lives(path.name.split("-")[1]):
                     path.unlink(missing_ok=True)
 
     def path(self, digest: bytes) -> Path:
@@ -477,16 +478,6 @@ def _name(digest: bytes) -> str:
     if len(digest) != DIGEST_BYTES:
         raise RefusedError("blob-unknown", f"a blob's name has 32 bytes, not {len(digest)}")
     return bytes(digest).hex()
-
-
-def _process_lives(number: str) -> bool:
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OSError):
-        return True  # not ours to judge, or another user's
-    return True
 
 
 def _is_digest_name(name: str) -> bool:

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import enum
 import ipaddress
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from wire.errors import ConfigError, DataError, RefusedError
+from wire.files import write_whole
 from wire.names import check_name, is_name
 
 MAX_PEM_BYTES: Final = 16 << 10
@@ -342,7 +342,7 @@ _REJOIN = "Ask the operator for a new token (fedloom coordinator invite NAME) an
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner can read, atomically and synced."""
-    _write(path, data, 0o600)
+    write_whole(path, data, 0o600)
 
 
 def read_private(path: Path) -> bytes:
@@ -364,18 +364,7 @@ def read_private(path: Path) -> bytes:
 
 def write_public(path: Path, data: bytes) -> None:
     """Write a file that everyone may read, atomically and synced."""
-    _write(path, data, 0o644)
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    os.replace(temporary, path)
+    write_whole(path, data, 0o644)
 
 
 def _read(path: Path) -> bytes:

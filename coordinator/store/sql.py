@@ -123,9 +123,7 @@ class SqlStore(Store):
 
     def put_prekeys(self, name: str, body: bytes, signature: bytes) -> None:
         """See :meth:`Store.put_prekeys`."""
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(schema.prekeys).where(schema.prekeys.c.name == name))
-            connection.execute(sa.insert(schema.prekeys).values(name=name, body=body, signature=signature))
+        self._keep(schema.prekeys, name, body, signature)
 
     def prekeys(self) -> dict[str, tuple[bytes, bytes]]:
         """See :meth:`Store.prekeys`."""
@@ -133,9 +131,16 @@ class SqlStore(Store):
 
     def put_budget(self, name: str, body: bytes, signature: bytes) -> None:
         """See :meth:`Store.put_budget`."""
+        self._keep(schema.budgets, name, body, signature)
+
+    def _keep(self, table: sa.Table, name: str, body: bytes, signature: bytes) -> None:
+        """One row for each participant: the last. Sites say theirs again at every connection; that writes nothing."""
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(schema.budgets).where(schema.budgets.c.name == name))
-            connection.execute(sa.insert(schema.budgets).values(name=name, body=body, signature=signature))
+            kept = connection.execute(sa.select(table.c.body, table.c.signature).where(table.c.name == name)).first()
+            if kept is not None and tuple(kept) == (body, signature):
+                return
+            connection.execute(sa.delete(table).where(table.c.name == name))
+            connection.execute(sa.insert(table).values(name=name, body=body, signature=signature))
 
     def budgets(self) -> dict[str, tuple[bytes, bytes]]:
         """See :meth:`Store.budgets`."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from privacy.ledger import Book, LedgerError
+from wire.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +88,9 @@ class Witness:
 
     def note(self, book: Book) -> None:
         """Write down how far the ledger is. Its last line is durable already; a note that can't be written lags."""
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        note = {"lines": book.count, "head": book.head.hex()}
         with contextlib.suppress(OSError):
-            try:
-                with temporary.open("w", encoding="utf-8") as file:
-                    json.dump({"lines": book.count, "head": book.head.hex()}, file)
-                    file.flush()
-                    os.fsync(file.fileno())  # a crash leaves the earlier note or this one, never half of one
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(self.path, json.dumps(note).encode(), 0o644)
 
     def _unreadable(self, why: str) -> LedgerError:
         return LedgerError(

@@ -86,6 +86,8 @@ class ParticipantStore:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._engine = open_at(path, schema.HEAD, MIGRATIONS)
+        # Who was killed right behind an erasure has left what it erased in the log.
+        self._empty_log()
 
     def pin_plan(self, run_id: str, plan_hash: bytes) -> bool:
         """Bind a run to the plan first seen for it; False if it is bound to another."""

@@ -4,7 +4,7 @@
 the second that a new interpreter needs. It reads one JSON object a line:
 
     {"arguments": ["participant", "run", ...], "folder": where, "log": file, "deaths": ["masked-2-after", ...],
-     "attack": ""}
+     "attack": "", "writes": ""}
 
 and answers ``{"started": pid}``; when a process ends it says ``{"ended": pid, "status": n}``, negative for a signal. At
 the end of its input it kills what still runs. It writes no core dump and takes no signal itself. With an attack the
@@ -14,7 +14,8 @@ A death ``step-round-moment`` is a SIGKILL to oneself, once: *before* the step o
 it is, and then before anything follows from it: no statement is sent, no work begun. Steps of a participant are the
 kinds of its notes (planned, delivered, frozen, masked, survived, released) and its tasks' (task, trained); steps of a
 coordinator are the kinds of its own statements (plan, accepted, freeze, survivors, quorum) and of its facts
-(AttemptOpened, SumRevealed, RoundSealed, VersionCommitted).
+(AttemptOpened, SumRevealed, RoundSealed, VersionCommitted). With ``"writes": name`` in the order, the process has the
+steps ``name-number`` instead: each of its durable writes, numbered (``tests.e2e.writes``).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import json
 import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -44,19 +47,19 @@ class Fuse:
         self._folder = folder
 
     @contextlib.contextmanager
-    def around(self, steps: Iterable[tuple[str, int]]) -> Iterator[None]:
-        """These steps (kind, round) get durable inside the block."""
+    def around(self, steps: Iterable[tuple[str, int]], what: str = "") -> Iterator[None]:
+        """These steps (kind, round) get durable inside the block; ``what`` is left where a death was."""
         reached = list(steps)
-        self._burn(reached, "before")
+        self._burn(reached, "before", what)
         yield
-        self._burn(reached, "after")
+        self._burn(reached, "after", what)
 
-    def _burn(self, steps: list[tuple[str, int]], moment: str) -> None:
+    def _burn(self, steps: list[tuple[str, int]], moment: str, what: str) -> None:
         for kind, number in steps:
             death = f"{kind}-{number}-{moment}"
             mark = self._folder / f"died-{death}"
             if death in self._deaths and not mark.exists():
-                mark.touch()
+                mark.write_text(what, encoding="utf-8")
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -134,8 +137,13 @@ def _child(order: dict[str, Any]) -> int:
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     os.chdir(order["folder"])
-    fuse = Fuse(order["deaths"], Path(order["log"]).parent)
-    if order["arguments"][:2] == ["participant", "run"]:
+    folder = Path(order["log"]).parent
+    fuse = Fuse(order["deaths"], folder)
+    if order["writes"]:
+        from tests.e2e.writes import watch_writes
+
+        watch_writes(order["writes"], folder, fuse.around)
+    elif order["arguments"][:2] == ["participant", "run"]:
         watch_participant(fuse)
     elif order["arguments"][:2] == ["coordinator", "start"]:
         watch_coordinator(fuse)
@@ -171,13 +179,11 @@ def _say(**message: int) -> None:
 
 def main() -> None:
     """Start processes as told until the input ends."""
-    import sklearn.datasets
-    import sqlalchemy
-    import torch
-
-    import core_model.tasks
-
-    del core_model.tasks, sklearn.datasets, sqlalchemy, torch
+    # What takes long to load and starts neither a thread nor a channel. A private site needs torch's compiler, too, for
+    # its gradients of single records.
+    for name in ("sklearn.datasets", "torch._dynamo", "core_model.tasks", "participant.daemon", "coordinator.daemon"):
+        importlib.import_module(name)
+    assert threading.active_count() == 1, "a fork of a process with threads may hang"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     running: set[int] = set()
     pending = b""

@@ -46,15 +46,26 @@ class Nursery:
         self._reader.start()
 
     def start(
-        self, arguments: Sequence[str], folder: Path, log: Path, deaths: Iterable[str] = (), attack: str = ""
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        log: Path,
+        deaths: Iterable[str] = (),
+        *,
+        attack: str = "",
+        writes: str = "",
     ) -> Life:
-        """Run a ``fedloom`` command with its output in ``log``, by an operator who is hostile if there is an attack."""
+        """Run a ``fedloom`` command with its output in ``log``, by an operator who is hostile if there is an attack.
+
+        With ``writes`` its durable writes are numbered under that name (``tests.e2e.writes``).
+        """
         order = {
             "arguments": list(arguments),
             "folder": str(folder),
             "log": str(log),
             "deaths": list(deaths),
             "attack": attack,
+            "writes": writes,
         }
         assert self._process.stdin is not None
         with self._news:
@@ -117,7 +128,8 @@ class Life:
 class Fragile(Deployment):
     """A federation on loopback, of four sites unless others are named.
 
-    ``deaths`` says at which steps a process kills itself, ``attacks`` which sites are hostile, and how.
+    ``deaths`` says at which steps a process kills itself, ``attacks`` which sites are hostile, and how. Of those in
+    ``numbered`` every durable write is a step.
     """
 
     def __init__(self, folder: Path, config: Path, nursery: Nursery, names: Sequence[str] = SITES) -> None:
@@ -126,6 +138,7 @@ class Fragile(Deployment):
         self.names = tuple(names)
         self.deaths: dict[str, list[str]] = {}
         self.attacks: dict[str, str] = {}
+        self.numbered: set[str] = set()
         self._channel: grpc.Channel | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -137,17 +150,20 @@ class Fragile(Deployment):
 
     def start_coordinator(self, *arguments: str, config: Path | None = None) -> dict[str, Any]:
         """Start it, and wait until it listens; at the same ports as before."""
-        log = self.folder / "coordinator.log"
         seen = self.log("coordinator").count('"event": "listening"')
         place = ["--config", str(config or self.config)]
         command = ["coordinator", "start", *place, "--json", *arguments]
-        self.coordinator = self.nursery.start(command, self.folder, log, self.deaths.get("coordinator", ()))  # type: ignore[assignment]
+        self.coordinator = process = self._begin("coordinator", command)
 
         def listening() -> list[str]:
             lines = self.log("coordinator").splitlines()
             return [line for line in lines if line.startswith("{") and '"event": "listening"' in line]
 
-        self.until(lambda: len(listening()) > seen, "the coordinator listens")
+        self.until(lambda: len(listening()) > seen or process.poll() is not None, "the coordinator listens")
+        if len(listening()) == seen:
+            # It has killed itself on the way.
+            assert process.poll() == -signal.SIGKILL, self.log("coordinator")[-3000:]
+            return self.start_coordinator(*arguments, config=config)
         self.listening = json.loads(listening()[-1])
         self._fix_ports()
         if self._channel is not None:
@@ -164,10 +180,18 @@ class Fragile(Deployment):
     def start_participant(self, name: str, *arguments: str) -> Any:
         """Start a site's daemon."""
         command = ["participant", "run", "--home", str(self.home(name)), "--json", *arguments]
-        log = self.folder / f"{name}.log"
-        life = self.nursery.start(command, self.folder, log, self.deaths.get(name, ()), self.attacks.get(name, ""))
-        self.participants[name] = life  # type: ignore[assignment]
+        self.participants[name] = life = self._begin(name, command)
         return life
+
+    def _begin(self, name: str, command: Sequence[str]) -> Any:
+        return self.nursery.start(
+            command,
+            self.folder,
+            self.folder / f"{name}.log",
+            self.deaths.get(name, ()),
+            attack=self.attacks.get(name, ""),
+            writes=name if name in self.numbered else "",
+        )
 
     def start(self) -> None:
         """All of them, joined."""
@@ -178,8 +202,13 @@ class Fragile(Deployment):
 
     async def _join_all(self) -> None:
         reply = self.control().Invite(control_pb2.InviteRequest(names=self.names))
-        for index, item in enumerate(reply.invitations):
-            await join(Token.parse(item.token), self.home(item.name), data=data_of(index, len(self.names)))
+        for item in reply.invitations:
+            await self.join_one(item.name, item.token)
+
+    async def join_one(self, name: str, token: str) -> None:
+        """Enrol a site with the token of its invitation."""
+        data = data_of(self.names.index(name), len(self.names))
+        await join(Token.parse(token), self.home(name), data=data)
 
     def run_once(self, *arguments: str) -> list[dict[str, Any]]:
         """Run a command to its end in a process that has torch already; its JSON lines."""
@@ -214,9 +243,9 @@ class Fragile(Deployment):
                 raise AssertionError(f"not after {timeout_s} s: {what}\n{self.logs()}")
             time.sleep(0.05)
 
-    def died(self) -> set[str]:
-        """The deaths that have happened."""
-        return {path.name.removeprefix("died-") for path in self.folder.glob("died-*")}
+    def died(self) -> dict[str, str]:
+        """The deaths that have happened, and what was written there where writes are numbered."""
+        return {path.name.removeprefix("died-"): path.read_text() for path in self.folder.glob("died-*")}
 
     def revive(self, name: str) -> bool:
         """Start a site, or the coordinator, again if it has killed itself; whether it had."""

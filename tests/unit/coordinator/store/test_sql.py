@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +136,25 @@ def test_migrations_build_what_the_code_expects_and_run_once(tmp_path: Path) -> 
     assert columns(migrated) == columns(declared)
     migrated.dispose()
     declared.dispose()
+
+
+@pytest.mark.parametrize("kept", ["prekeys", "budget"])
+def test_what_a_site_says_again_at_every_connection_is_written_once(tmp_path: Path, kept: str) -> None:
+    store = open_store(tmp_path / "coordinator.sqlite")
+    put = getattr(store, f"put_{kept}")
+    put("north", b"first", b"s" * 64)
+    with contextlib.closing(sqlite3.connect(tmp_path / "coordinator.sqlite")) as other:
+
+        def seen() -> int:
+            """Changes whenever another connection has written to the database."""
+            return int(other.execute("PRAGMA data_version").fetchone()[0])
+
+        before = seen()
+        put("north", b"first", b"s" * 64)
+        assert seen() == before
+        put("north", b"first", b"t" * 64)
+        assert seen() != before
+    store.close()
 
 
 def test_the_declared_head_is_the_newest_migration() -> None:

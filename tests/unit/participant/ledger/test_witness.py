@@ -149,7 +149,7 @@ def test_a_note_that_cannot_be_written_keeps_nothing_from_being_spent(path: Path
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("participant.ledger.witness.os.fsync", full)
+    monkeypatch.setattr("wire.files.os.fsync", full)
     ledger = opened(path)
     ledger.reserve("t9", "scans", JOB, COST)
     assert "t9" in ledger.book().tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -406,6 +407,27 @@ def test_notes_survive_and_what_was_erased_is_in_no_file(tmp_path: Path) -> None
     again.change_notes([Forget(bytes([1]) * 32), Forget(bytes([3]) * 32, "secrets")])
     # Not even while the journal is open, in the database's write-ahead log.
     for file in tmp_path.iterdir():
+        assert secret not in file.read_bytes(), file.name
+    again.close()
+
+
+def test_what_a_killed_process_had_erased_is_in_no_file_once_the_journal_is_open_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, image = tmp_path / "disk", tmp_path / "image"
+    disk.mkdir()
+    journal = ParticipantStore(disk / "journal.sqlite")
+    secret = b"a secret that must not stay"
+    journal.change_notes([a_note("secrets", 1, secret)])
+    # What a kill leaves: the erasure is committed, the write-ahead log not yet emptied.
+    with monkeypatch.context() as patch:
+        patch.setattr(ParticipantStore, "_empty_log", lambda _: shutil.copytree(disk, image))
+        journal.change_notes([Forget(bytes([1]) * 32)])
+    journal.close()
+    assert secret in (image / "journal.sqlite-wal").read_bytes()
+    again = ParticipantStore(image / "journal.sqlite")
+    assert again.notes() == []
+    for file in image.iterdir():
         assert secret not in file.read_bytes(), file.name
     again.close()
 

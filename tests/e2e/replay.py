@@ -1,0 +1,180 @@
+"""A finished private run, recomputed from its disks: what was paid, what was summed, and what the model must be.
+
+Private noise makes two runs differ, so there is no run to compare with; there is the log. Each check reads the
+databases and blobs that the processes have left, and none of what they said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from coordinator.aggregation.reveal import map_upload
+from coordinator.auditing import verify_log
+from coordinator.membership import ROOT_PUBLIC
+from coordinator.rounds.facts import AttemptFailed, AttemptOpened, SumRevealed, VersionCommitted, from_row
+from coordinator.serving import BLOBS, CA, DATABASE
+from coordinator.store import Store, open_store
+from participant.ledger.opening import open_ledger
+from participant.site import JOURNAL, LEDGER, Site
+from participant.store import ParticipantStore, TaskState
+from privacy.accounting import epsilon
+from privacy.accounting.accountant import FINE
+from privacy.ledger import Phase, Receipt, SignedReceipt
+from privacy.ledger.entries import unpack
+from privacy.secure_aggregation.audit import check_record, verify_chain
+from privacy.secure_aggregation.members import MemberList
+from privacy.secure_aggregation.statements import Signed, Upload, kind_of
+from privacy.secure_aggregation.summing import joined, mean_slices, plausible, unmask_group
+from privacy.secure_aggregation.tail import decode_tail
+from wire import BlobStore, FederationCA, RunPlan, read_header
+
+PAID = (Phase.CHARGED, Phase.SETTLED)
+
+
+def check_run(folder: Path, names: Sequence[str], rounds: int) -> None:
+    """All of it, once no process of the federation runs any more.
+
+    Args:
+        folder: The federation's, with every blob the coordinator ever had under ``kept`` (``tests.e2e.writes``).
+        names: Of the sites, whose homes are in it.
+        rounds: Of the run.
+    """
+    state = folder / "state"
+    for path in (folder / "kept").iterdir():
+        if not (state / BLOBS / path.name).exists():
+            (state / BLOBS / path.name).hardlink_to(path)
+    store = open_store(state / DATABASE)
+    try:
+        (run,) = store.runs()
+        facts = [from_row(item.kind, item.body) for item in store.transitions(run.run_id)]
+        sums = [item for item in facts if isinstance(item, SumRevealed)]
+        versions = [item for item in facts if isinstance(item, VersionCommitted)]
+        assert [item.round for item in sums] == list(range(1, rounds + 1))
+        assert [item.version for item in versions] == list(range(1, rounds + 1))
+        _check_model(store, state, run.run_id, sums, versions)
+        failed = [item for item in facts if isinstance(item, AttemptFailed)]
+        assert not any(item.spent for item in failed), failed
+        signed = {name: SignedReceipt(*item) for name, item in store.budgets().items()}
+        plan = RunPlan.parse(run.plan)
+    finally:
+        store.close()
+    # Recomputed from every upload: the chain of results, its signatures, and each sum bit by bit.
+    verified = verify_log(state)
+    assert (verified.lines, verified.not_kept) == (rounds, 0)
+
+    uploads = Counter(digest for item in sums for digest in item.uploads)
+    assert set(uploads.values()) == {1}, "an upload is in two revealed sums"
+    for name in names:
+        mine = [item.round for item in sums if name in item.survivors]
+        _check_site(folder / name, mine, plan.privacy.epsilon, signed.get(name))
+
+
+def check_charged(folder: Path, name: str) -> None:
+    """While a site is dead: whatever of its updates the coordinator has, masked as it is, its ledger has charged.
+
+    Only files are read, and the ledger's are copied first: opening them would bring its write-ahead log in.
+    """
+    store = open_store(folder / "state" / DATABASE)
+    try:
+        runs = store.runs()
+        facts = [from_row(item.kind, item.body) for item in store.transitions(runs[-1].run_id)] if runs else []
+        contexts = {item.context: item.round for item in facts if isinstance(item, AttemptOpened)}
+        had = {item.round for item in facts if isinstance(item, SumRevealed) and name in item.survivors}
+        for context, number in contexts.items():
+            said = store.statements(runs[-1].run_id, bytes.fromhex(context))
+            if any(item.sender == name and kind_of(item.body) == Upload.KIND for item in said):
+                had.add(number)
+    finally:
+        store.close()
+    with tempfile.TemporaryDirectory() as image:
+        for path in (folder / name).glob(f"{LEDGER}*"):
+            shutil.copy(path, image)
+        with contextlib.closing(sqlite3.connect(Path(image) / LEDGER)) as ledger:
+            present = ledger.execute("SELECT name FROM sqlite_master WHERE name = 'lines'").fetchall()
+            lines = [unpack(row[0]) for row in ledger.execute("SELECT body FROM lines")] if present else []
+    charged = {line["task"] for line in lines if line["kind"] == "charge"}
+    paid = {line["round"] for line in lines if line["kind"] == "reserve" and line["task"] in charged}
+    assert had <= paid, f"{name}: an update of round {had - paid} has left and isn't charged"
+
+
+def _check_site(home: Path, mine: Sequence[int], limit: float, told: SignedReceipt | None) -> None:
+    """A site has paid once for each round whose sum holds its update, and its updates are as many."""
+    site = Site.load(home)
+    ledger = open_ledger(site)
+    try:
+        book = ledger.book()
+        (dataset,) = book.data
+        balance = ledger.balance(dataset)
+    finally:
+        ledger.close()
+    paid = [task for task in book.tasks.values() if task.phase in PAID]
+    assert sorted(task.job.round for task in paid) == list(mine), f"{site.name} is in {mine} and has paid for {paid}"
+    assert not [task for task in book.tasks.values() if task.phase is Phase.RESERVED]
+    # One release is the same events in every round, which no second one has been added to.
+    cost = paid[0].reserved
+    assert cost and all(task.reserved == task.events == cost for task in paid)
+    assert balance.spent == balance.committed
+    assert balance.spent == pytest.approx(epsilon(len(paid) * list(cost), balance.delta, interval=FINE))
+    assert 0.0 < balance.spent <= limit
+    if told is not None:
+        receipt = Receipt.opened(told, site.signing_key.public, site.name)
+        assert receipt.round in mine and receipt.lines <= book.count
+
+    journal = ParticipantStore(home / JOURNAL)
+    try:
+        done = [task for task in journal.history(1_000) if task.update_digest]
+    finally:
+        journal.close()
+    assert sorted(task.round for task in done) == list(mine)
+    assert len({task.update_digest for task in done}) == len(done), "an update stands for two rounds"
+    assert {task.task_id for task in done} == {task.task_id for task in paid}
+    assert {task.state for task in done} <= {TaskState.ANNOUNCED, TaskState.TRAINED, TaskState.RECEIPTED}
+
+
+def _check_model(
+    store: Store, state: Path, run_id: str, sums: Sequence[SumRevealed], versions: Sequence[VersionCommitted]
+) -> None:
+    """Each version is the one before plus the mean of the uploads that the log names, to the bit."""
+    blobs = BlobStore(state / BLOBS)
+    root = bytes.fromhex((state / ROOT_PUBLIC).read_text(encoding="ascii").strip())
+    members = MemberList.verify(FederationCA.load(state / CA).federation, root, store.member_entries())
+    first = store.checkpoint(run_id, 0)
+    assert first is not None
+    model = _values(blobs.path(first.digest))
+    stored = store.results()
+    lines = verify_chain([Signed(item.body, item.signature) for item in stored], members)
+    assert len(lines) == len(sums)
+    for line, revealed, version in zip(lines, sums, versions, strict=True):
+        order = check_record(line.result, blobs.path(line.result.record).read_bytes(), members).order
+        named = [digest.hex() for group in order.groups for digest in group.digests]
+        assert sorted(named) == sorted(revealed.uploads)
+        found = []
+        for group in order.groups:
+            main, tail = unmask_group(order.context, group, [map_upload(blobs.path(item)) for item in group.digests])
+            plausible(order.context, group, main, tail)
+            found.append((main, tail))
+        total, tail = joined(found)
+        cap = order.context.encoding.weight_cap
+        said = decode_tail(order.context.layout, tail, participants=len(revealed.survivors), weight_cap=cap)
+        mean = np.concatenate([part.copy() for part in mean_slices(order.context, total, said.weight)])
+        assert np.array_equal(mean, np.fromfile(blobs.path(bytes.fromhex(revealed.digest)), "<f4"))
+        model = (model.astype(np.float64) + mean).astype(np.float32)
+        assert np.array_equal(model, _values(blobs.path(bytes.fromhex(version.digest)))), f"version {version.version}"
+    last = store.checkpoint(run_id)
+    assert last is not None and last.digest.hex() == versions[-1].digest
+
+
+def _values(path: Path) -> NDArray[np.float32]:
+    """A checkpoint's parameters as one vector."""
+    header = read_header(path)
+    return np.fromfile(path, "<f4", count=header.dimension, offset=header.data_offset)

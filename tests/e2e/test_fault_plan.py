@@ -1,0 +1,212 @@
+"""A private federation killed at every row: right before and right after each durable write of a process.
+
+The plan isn't a list of kinds: a run in which nobody dies says what a process writes (``tests.e2e.writes``), and the
+plan has a death on either side of each write. After each run everything is recomputed from the disks
+(``tests.e2e.replay``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import grpc
+import pytest
+
+from coordinator.store import schema as coordinator_schema
+from participant.ledger import schema as ledger_schema
+from participant.store import schema as site_schema
+from protos import control_pb2
+from tests.e2e.deployment import configuration
+from tests.e2e.killing import SITES, Fragile, Nursery
+from tests.e2e.replay import check_charged, check_run
+from tests.e2e.writes import bypassed, written
+from wire import UnreachableError
+
+pytestmark = pytest.mark.timeout(1000)
+
+VICTIM = SITES[1]
+COORDINATOR = "coordinator"
+WATCHED = (COORDINATOR, VICTIM)
+ROUNDS = 3
+
+STRIDE = 8
+"""A process dies twice around every eighth of its writes; eight runs have them all."""
+
+SAMPLED = 2
+"""Writes of each process that the default test kills at."""
+
+Plan = Mapping[str, Iterable[int]]
+
+PRIVACY = """
+[privacy]
+placement = "local"
+epsilon = 8.0
+delta = 1e-5
+noise_multiplier = 1.0
+sampling_rate = 0.05
+"""
+
+
+class Planned(Fragile):
+    """A private federation of which some processes die around writes of the plan, by number."""
+
+    def __init__(self, folder: Path, nursery: Nursery, initial: Path | None) -> None:
+        config = configuration(folder, rounds=ROUNDS, steps=2, min_updates=3, lease_s=60.0, deadline_s=600.0)
+        text = config.read_text() + PRIVACY
+        if initial is not None:
+            text = text.replace("\nlease_s", f'\ninitial_model = "{initial}"\nlease_s')
+        config.write_text(text)
+        super().__init__(folder, config, nursery)
+        self.numbered = set(WATCHED)
+
+    def run_through(self, plan: Plan) -> None:
+        """Die around these writes, start again each time, and end with nobody running."""
+        for name, numbers in plan.items():
+            self.deaths[name] = [f"{name}-{number}-{moment}" for number in numbers for moment in ("before", "after")]
+        self.start_coordinator()
+        for name in self.names:
+            self._enrol(name)
+        for name in self.names:
+            self.start_participant(name)
+        self.until(self._over, "the run ends", 900.0)
+        assert self.coordinator is not None
+        self.coordinator.kill()
+        self.coordinator.wait()
+        self.check_logs()
+
+    def _enrol(self, name: str) -> None:
+        """Invite a site and have it join; once more, with another token, where the coordinator dies of it."""
+        while True:
+            try:
+                (item,) = self.control().Invite(control_pb2.InviteRequest(names=[name])).invitations
+                asyncio.run(self.join_one(name, item.token))
+                return
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED), error
+            except UnreachableError:
+                pass
+            self.until(lambda: self.revive(COORDINATOR), "the coordinator is dead")
+
+    def start_participant(self, name: str, *arguments: str) -> object:
+        """A site that ends with the run."""
+        return super().start_participant(name, "--once", *arguments)
+
+    def _over(self) -> bool:
+        if self.revive(COORDINATOR):
+            return False
+        running = False
+        for name in self.names:
+            process = self.participants[name]
+            if process.poll() == 0:
+                continue
+            running = True
+            if name in self.numbered and process.poll() is not None:
+                check_charged(self.folder, name)
+            self.revive(name)
+        return not running and self.finished()
+
+    def check_plan(self) -> None:
+        """Each death has happened, unless this run had fewer writes than the one that the plan was made of."""
+        for name in self.numbered:
+            assert bypassed(self.folder, name) == []
+            written_now = len(written(self.folder, name))
+            for death in set(self.deaths.get(name, ())) - set(self.died()):
+                assert int(death.split("-")[-2]) > written_now, f"{death} hasn't happened"
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    made.close()
+
+
+class Stage:
+    """A run in which nobody dies, and others from the same first model."""
+
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._initial = folder / "initial.safetensors"
+        with Planned(folder, nursery, None) as made:
+            made.run_once("model", "init", "--config", str(made.config), "--out", str(self._initial), "--seed", "11")
+        self.unkilled = self.run(folder, {})
+        self.count = {name: len(written(folder, name)) for name in WATCHED}
+
+    def run(self, folder: Path, plan: Plan) -> Planned:
+        """A whole run under a plan, and everything checked that has to be true behind it."""
+        with Planned(folder, self._nursery, self._initial) as federation:
+            federation.run_through(plan)
+        federation.check_plan()
+        check_run(folder, SITES, ROUNDS)
+        return federation
+
+    def whole_plan(self) -> list[Plan]:
+        """One plan for each of STRIDE runs, so that together every write has its deaths.
+
+        A run with deaths has more writes than one without: each life writes a little of its own. So each plan goes on
+        beyond the last write.
+        """
+        return [
+            {name: range(first, 10 * count, STRIDE) for name, count in self.count.items()}
+            for first in range(1, STRIDE + 1)
+        ]
+
+
+@pytest.fixture(scope="module")
+def stage(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return Stage(tmp_path_factory.mktemp("unkilled"), nursery)
+
+
+def kinds(labels: Iterable[str]) -> set[str]:
+    """What is written, transactions taken apart."""
+    return {part for label in labels for part in label.split()}
+
+
+def test_every_durable_write_is_in_the_plan_and_none_gets_past_the_hook(stage: Stage) -> None:
+    folder = stage.unkilled.folder
+    for name in WATCHED:
+        planned = {number for plan in stage.whole_plan() for number in plan[name]}
+        assert set(range(1, len(written(folder, name)) + 1)) <= planned
+        assert bypassed(folder, name) == []
+    # The hook has seen every table of all three databases; nobody was refused anything.
+    for name, tables in (
+        (COORDINATOR, set(coordinator_schema.metadata.tables) - {"refusals"}),
+        (VICTIM, {*site_schema.metadata.tables, ledger_schema.lines.name}),
+    ):
+        seen = {re.split(r"[(]", part[1:])[0] for part in kinds(written(folder, name)) if part[0] in "+~-"}
+        assert tables <= seen, f"nothing was seen being written to {tables - seen}"
+    lines = Counter(label for label in written(folder, VICTIM) if label.startswith("+lines"))
+    assert lines == {"+lines(open)": 1, "+lines(reserve)": 3, "+lines(charge)": 3, "+lines(settle)": 3}
+    for name in WATCHED[1:]:
+        assert "file:ledger.sqlite.head" in written(folder, name)
+
+
+def test_processes_killed_around_some_of_their_writes_lose_nothing_and_pay_once(tmp_path: Path, stage: Stage) -> None:
+    chance = random.Random(6)
+    federation = stage.run(
+        tmp_path, {name: sorted(chance.sample(range(1, stage.count[name] + 1), SAMPLED)) for name in WATCHED}
+    )
+    assert len(federation.died()) >= 2 * SAMPLED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_processes_killed_around_every_write_lose_nothing_and_pay_once(
+    tmp_path_factory: pytest.TempPathFactory, stage: Stage
+) -> None:
+    died: dict[tuple[str, str], set[str]] = {}
+    for plan in stage.whole_plan():
+        federation = stage.run(tmp_path_factory.mktemp("killed"), plan)
+        for death, label in federation.died().items():
+            name, moment = death.rpartition("-")[0].rpartition("-")[0], death.rpartition("-")[2]
+            died.setdefault((name, moment), set()).update(kinds([label]))
+    # Whatever a run writes, somebody has died just before it and just after.
+    for name in WATCHED:
+        for moment in ("before", "after"):
+            missed = kinds(written(stage.unkilled.folder, name)) - died[name, moment]
+            assert not missed, f"{name} never died {moment} {missed}"

@@ -177,26 +177,29 @@ class Merger:
         Raises:
             ValueError: A second update of one participant.
         """
-        fault = self.offer(name, row, examples)
+        fault, norm = self._offered(name, row, examples)
         if fault:
             self.reject(name, fault)
-            if not form_fault(row, self._dimension):
-                self._norms[name] = self._norm(row)
+            self._norms[name] = norm
         return fault
 
     def offer(self, name: str, row: Any, examples: float = 1.0) -> str:
         """As `add`, but a rejected update leaves no trace."""
+        return self._offered(name, row, examples)[0]
+
+    def _offered(self, name: str, row: Any, examples: float) -> tuple[str, float]:
+        """Take an update unless it is rejected: why it is, and its norm (NaN where it has no form)."""
         self._new(name)
-        fault = form_fault(row, self._dimension) or count_fault(examples)
-        if fault:
-            return fault
-        norm = self._norm(row)
-        fault = norm_fault(norm, self._max_norm or LARGEST)
+        form = form_fault(row, self._dimension)
+        if form:
+            return form, float("nan")
+        norm = float(np.sqrt(squared_norm(row, self._dimension)))
+        fault = count_fault(examples) or norm_fault(norm, self._max_norm or LARGEST)
         if not fault:
             self._examples[name], self._norms[name], self._rows[name] = examples, norm, row
             if self._gram is not None:
                 self._gram.add(row)
-        return fault
+        return fault, norm
 
     def reject(self, name: str, reason: str) -> None:
         """A participant's update was turned away before it came here: it counts as bad.
@@ -288,9 +291,6 @@ class Merger:
     def _new(self, name: str) -> None:
         if name in self._examples:
             raise ValueError(f"two updates of {name} in one merge")
-
-    def _norm(self, row: Any) -> float:
-        return float(np.sqrt(squared_norm(row, self._dimension)))
 
     def _take(self, name: str, row: Any, examples: float) -> None:
         self._new(name)

@@ -517,14 +517,20 @@ class SecureRounds(SynchronousRounds):
         self._last_line = line.statement
 
     def _remind(self, decision: Decision, name: str) -> None:
-        """Whoever was away when a round ended is told its end: its update is in the sum, or isn't."""
-        closed = [item for item in self.state.rounds if item.closed_s is not None and item.revealed is not None]
-        if not closed:
+        """Whoever was away when a sum was published is told that its update is in it, and of the round's end.
+
+        Also before that end: a coordinator that was killed in between has told nobody, and when the next round opens,
+        sites would give their tasks up as superseded.
+        """
+        revealed = [item for item in self.state.rounds if item.revealed is not None]
+        if not revealed:
             return
-        seat = closed[-1].seats.get(name)
-        if seat is not None and seat.outcome == "done" and self._last_line is not None:
-            task = self._task(closed[-1], name).task_id
-            decision.effects.append(SendReceipt(participant=name, task_id=task, accepted=True))
+        last = revealed[-1]
+        seat = last.seats.get(name)
+        if seat is None or seat.outcome != "done":
+            return
+        decision.effects.append(SendReceipt(participant=name, task_id=self._task(last, name).task_id, accepted=True))
+        if last.closed_s is not None and self._last_line is not None:
             decision.effects.append(SendStatement(participant=name, statement=self._last_line))
 
 

@@ -15,7 +15,7 @@ it is, and then before anything follows from it: no statement is sent, no work b
 kinds of its notes (planned, delivered, frozen, masked, survived, released) and its tasks' (task, trained); steps of a
 coordinator are the kinds of its own statements (plan, accepted, freeze, survivors, quorum) and of its facts
 (AttemptOpened, SumRevealed, RoundSealed, VersionCommitted). With ``"writes": name`` in the order, the process has the
-steps ``name-number`` instead: each of its durable writes, numbered (``tests.e2e.writes``).
+steps of its durable writes instead, each kind numbered by itself (``tests.e2e.writes``).
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ class Fuse:
         self._folder = folder
 
     @contextlib.contextmanager
-    def around(self, steps: Iterable[tuple[str, int]], what: str = "") -> Iterator[None]:
-        """These steps (kind, round) get durable inside the block; ``what`` is left where a death was."""
+    def around(self, steps: Iterable[tuple[str, int]]) -> Iterator[None]:
+        """These steps (kind, round) get durable inside the block."""
         reached = list(steps)
-        self._burn(reached, "before", what)
+        self._burn(reached, "before")
         yield
-        self._burn(reached, "after", what)
+        self._burn(reached, "after")
 
-    def _burn(self, steps: list[tuple[str, int]], moment: str, what: str) -> None:
-        for kind, number in steps:
-            death = f"{kind}-{number}-{moment}"
-            mark = self._folder / f"died-{death}"
-            if death in self._deaths and not mark.exists():
-                mark.write_text(what, encoding="utf-8")
-                os.kill(os.getpid(), signal.SIGKILL)
+    def _burn(self, steps: list[tuple[str, int]], moment: str) -> None:
+        due = [self._folder / f"died-{kind}-{number}-{moment}" for kind, number in steps]
+        due = [mark for mark in due if mark.name.removeprefix("died-") in self._deaths and not mark.exists()]
+        for mark in due:
+            mark.touch()
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wrap(cls: type, method: str, fuse: Fuse, steps: Callable[..., list[tuple[str, int]]]) -> None:

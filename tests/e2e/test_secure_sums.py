@@ -81,7 +81,7 @@ def run_through(federation: Fragile, *fragile: str) -> None:
     federation.until(
         lambda: not any(federation.revive(name) for name in fragile) and federation.finished(), "the run ends", 250.0
     )
-    assert set(federation.died()) == {death for name in fragile for death in federation.deaths[name]}
+    assert federation.died() == {death for name in fragile for death in federation.deaths[name]}
     federation.check_logs()
 
 

@@ -2,9 +2,11 @@
 
 The hook is at the lowest layer, so that no list of kinds can forget one: each SQLite transaction that changed a row
 (``sqlite3.Connection.commit``), of whichever database, and each file that gets its name by a rename (blobs, the note
-beside the ledger, masks). A process's writes are numbered from 1 over all its lives; ``writes-NAME`` in the
-federation's folder has one line for each, and says what was written. A death ``NAME-number-moment`` is right before the
-write is durable or right after, and then before anything follows from it.
+beside the ledger, masks). ``writes-NAME`` in the federation's folder has one line for each, with the kinds of rows that
+are written together. Each kind is numbered by itself, from 1, over all lives of the process: who was killed writes
+things that it wouldn't have written otherwise, and a number over all kinds would soon mean something else than in a
+run without deaths. A death ``NAME:kind-number-moment`` is right before the write is durable or right after, and then
+before anything follows from it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import re
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,8 +38,8 @@ _BYTES = re.compile(r"[xX]'([0-9a-fA-F]*)'")
 class Around(Protocol):
     """``Fuse.around`` of ``tests.e2e.dying``."""
 
-    def __call__(self, steps: list[tuple[str, int]], what: str) -> contextlib.AbstractContextManager[None]:
-        """These steps get durable inside the block; ``what`` says in words what they are."""
+    def __call__(self, steps: list[tuple[str, int]]) -> contextlib.AbstractContextManager[None]:
+        """These steps get durable inside the block."""
 
 
 class Tally:
@@ -53,14 +56,18 @@ class Tally:
         self._path = folder / f"writes-{name}"
         self._around = around
         self._lock = threading.RLock()
-        self._count = len(written(folder, name))
+        self._count = numbered(folder, name)
 
     @contextlib.contextmanager
     def write(self, label: str) -> Iterator[None]:
         """Inside the block one write gets durable."""
-        with self._lock, self._around([(self._name, self._count + 1)], label):
+        kinds = set(label.split())
+        with self._lock, contextlib.ExitStack() as stack:
+            # Numbered under the lock.
+            steps = [(f"{self._name}:{kind}", self._count[kind] + 1) for kind in sorted(kinds)]
+            stack.enter_context(self._around(steps))
             yield
-            self._count += 1
+            self._count.update(kinds)
             self._say(label)
 
     def bypassed(self, text: str) -> None:
@@ -79,6 +86,11 @@ def written(folder: Path, name: str) -> list[str]:
     path = folder / f"writes-{name}"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [line for line in lines if not line.startswith(BYPASSED)]
+
+
+def numbered(folder: Path, name: str) -> Counter[str]:
+    """How many writes of each kind a process has made; rows of one kind in one transaction are one write."""
+    return Counter(kind for line in written(folder, name) for kind in set(line.split()))
 
 
 def bypassed(folder: Path, name: str) -> list[str]:

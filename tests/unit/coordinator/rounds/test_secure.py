@@ -542,6 +542,19 @@ def test_a_coordinator_killed_before_the_sum_is_stored_unmasks_it_again_to_the_s
     world.assert_revealed(world.names)
 
 
+def test_a_coordinator_killed_between_the_sum_and_the_merge_still_tells_everybody_that_it_has_the_update() -> None:
+    world = RoundsWorld(4, rounds={"count": 2})
+    world.hold_merge = True
+    world.join()
+    assert world.kinds()[-1] == "RoundSealed"
+    world.effects.clear()  # nobody got a receipt: the coordinator was killed before it sent them
+    world.restart_coordinator()
+    world.settle()
+    assert sorted(world.receipts()) == [(name, f"run-1/1.1/{name}", True) for name in world.names]
+    # There is no line of the log for the round yet.
+    assert not any(_is(item, "result") for item in world.effects)
+
+
 def test_a_participant_killed_in_each_phase_comes_back_into_it() -> None:
     for kind in ("accept", "ready", "upload", "survived", "release"):
         world = RoundsWorld(4)

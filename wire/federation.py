@@ -190,6 +190,17 @@ class FederationConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _asynchronous_rounds_are_plain(self) -> Self:
+        """Secure sums need everyone of a sum at the same time."""
+        if self.rounds.asynchronous and self.aggregation.mode == "secure":
+            raise ValueError(
+                '[rounds] mode = "asynchronous" with [aggregation] mode = "secure": secure sums are made in '
+                'synchronous rounds only. Set [rounds] mode = "synchronous"; or set [aggregation] mode = "plain", in '
+                "which the coordinator sees each update"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sums_are_possible(self) -> Self:
         """A round that could begin with too few participants for a secure sum would wait for ever."""
         if self.aggregation.mode == "plain":

@@ -1,5 +1,6 @@
 """Round logic: pure state machines over an event log."""
 
+from coordinator.rounds.asynchronous import AsyncRounds
 from coordinator.rounds.effects import (
     AnnounceFinish,
     AnnounceVersion,
@@ -18,12 +19,14 @@ from coordinator.rounds.effects import (
 )
 from coordinator.rounds.facts import Fact, GroupRevealed, from_row, to_row
 from coordinator.rounds.machine import SynchronousRounds
+from coordinator.rounds.pace import Kept, Task
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round, RunState, Seat
 
 __all__ = [
     "AnnounceFinish",
     "AnnounceVersion",
+    "AsyncRounds",
     "BeginMerge",
     "BeginUnmask",
     "CancelTask",
@@ -33,6 +36,7 @@ __all__ = [
     "Fact",
     "GroupRevealed",
     "IssueTask",
+    "Kept",
     "Line",
     "Revealed",
     "Round",
@@ -42,6 +46,7 @@ __all__ = [
     "SendReceipt",
     "SendStatement",
     "SynchronousRounds",
+    "Task",
     "WakeAt",
     "from_row",
     "to_row",

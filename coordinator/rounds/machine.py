@@ -238,6 +238,20 @@ class SynchronousRounds:
             "it asks again at its deadline."
         )
 
+    def pending(self) -> list[str]:
+        """Whose results are awaited, sorted."""
+        current = self.state.open_round()
+        return current.pending() if current is not None else []
+
+    def uploads_wanted(self, name: str) -> bool:
+        """Whether an update of this participant is awaited."""
+        current = self.state.open_round()
+        return current is not None and current.purpose == "train" and name in current.pending()
+
+    def refusal(self, name: str, task_id: str) -> RefusedError | None:
+        """Why the update of an expected task isn't wanted whatever is in it; None where it is."""
+        return None
+
     def expects(self, name: str, task_id: str) -> bool:
         """Whether a result of this participant for this task is still wanted."""
         current = self.state.open_round()
@@ -290,7 +304,7 @@ class SynchronousRounds:
         spent = {
             name for name, seat in current.seats.items() if (seat.outcome, seat.code) == ("declined", BUDGET_EXHAUSTED)
         }
-        seen = self._available.union(*(item.seats for item in self.state.rounds))
+        seen = self._available.union(self.state.pace.tasks, *(item.seats for item in self.state.rounds))
         return current.purpose == "train" and bool(spent) and len(seen - spent) < self.spec.min_updates
 
     def _open(self, decision: Decision, purpose: Purpose, now_s: float) -> None:
@@ -368,11 +382,7 @@ class SynchronousRounds:
                 Contribution(participant=name, digest=seats[name].digest, examples=seats[name].examples)
                 for name in current.done()
             ),
-            rejected=tuple(
-                (name, f"{seat.code}: {seat.message}")
-                for name, seat in sorted(seats.items())
-                if seat.outcome == "refused" and seat.code in _UNMERGEABLE
-            ),
+            rejected=turned_away(current),
         )
 
     def _seat_or_receipt(self, decision: Decision, name: str, task: str, digest: str) -> Round | None:
@@ -380,9 +390,17 @@ class SynchronousRounds:
         current = self.state.open_round()
         if current is not None and not current.sealed and self._holds(current, name, task):
             return current
+        self._receipt_again(decision, name, task, digest)
+        return None
+
+    def _receipt_again(self, decision: Decision, name: str, task: str, digest: str) -> None:
+        """A receipt that says what became of a result that came before, or too late."""
         for item in reversed(self.state.rounds):
             seat = item.seats.get(name)
-            if seat is None or task != task_id(self.run_id, item.number, seat.attempt, name):
+            if seat is None:
+                continue
+            number = item.number if seat.base_version is None else seat.base_version + 1
+            if task != task_id(self.run_id, number, seat.attempt, name):
                 continue
             known = seat.outcome == "done" and seat.digest == digest
             decision.effects.append(
@@ -394,7 +412,7 @@ class SynchronousRounds:
                     message="" if known else f"round {item.number} closed without it ({seat.outcome})",
                 )
             )
-            return None
+            return
         decision.effects.append(
             SendReceipt(
                 participant=name,
@@ -404,7 +422,6 @@ class SynchronousRounds:
                 message="no such task was given to you in this run",
             )
         )
-        return None
 
     def _holds(self, current: Round, name: str, task: str) -> bool:
         if not self._is_pending(current, name):
@@ -424,6 +441,15 @@ class SynchronousRounds:
     def _settled(current: Round, name: str) -> bool:
         seat = current.seats.get(name)
         return seat is not None and seat.outcome in ("pending", "done")
+
+
+def turned_away(current: Round) -> tuple[tuple[str, str], ...]:
+    """Whose updates can't be merged for what is in them, and why."""
+    return tuple(
+        (name, f"{seat.code}: {seat.message}")
+        for name, seat in sorted(current.seats.items())
+        if seat.outcome == "refused" and seat.code in _UNMERGEABLE
+    )
 
 
 def task_id(run_id: str, round_number: int, attempt: int, participant: str) -> str:

@@ -28,12 +28,16 @@ def settings(
     root: str | None = None,
     mode: str = "plain",
     merging: Mapping[str, object] | None = None,
+    port: int = 0,
+    asynchronous: bool = False,
     **rounds: object,
 ) -> FederationConfig:
     """A federation of two on free ports; with the public key of a root, that root is apart."""
+    if asynchronous:
+        rounds["mode"] = "asynchronous"
     table = {
         "federation": {"name": "stage", "root": root},
-        "coordinator": {"port": 0, "enrolment_port": 0, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
+        "coordinator": {"port": port, "enrolment_port": 0, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
         "aggregation": {"mode": mode},
         "merging": merging or {},
         "rounds": {"count": 1, "min_participants": 2, "min_updates": 2, "evaluate_every": 0, **rounds},
@@ -139,9 +143,9 @@ def update(value: float = 0.5) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path, root: str | None = None, mode: str = "plain", **rounds: object) -> AsyncIterator[Stage]:
-    """A coordinator with a run open."""
-    config = settings(folder, root, mode, **rounds)
+async def stage(folder: Path, root: str | None = None, mode: str = "plain", **changes: Any) -> AsyncIterator[Stage]:
+    """A coordinator with a run open: the last one of this folder, if it has one. ``changes`` as for `settings`."""
+    config = settings(folder, root, mode, **changes)
 
     def initial(path: Path) -> Path:
         save_file({"w": np.zeros(DIMENSION, np.float32)}, path)

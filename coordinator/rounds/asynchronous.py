@@ -40,9 +40,10 @@ from coordinator.rounds.facts import (
     UpdateBuffered,
     VersionCommitted,
 )
-from coordinator.rounds.machine import SynchronousRounds, attempt_seed, task_id, turned_away
+from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.pace import Kept, Task
 from coordinator.rounds.state import Round
+from coordinator.rounds.tasks import attempt_seed, task_id, turned_away
 from wire import RefusedError
 
 STALE: Final = "update-stale"

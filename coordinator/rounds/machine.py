@@ -8,9 +8,8 @@ may therefore be carried out twice, and carrying it out twice changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from coordinator.rounds.effects import (
     AnnounceFinish,
@@ -39,11 +38,9 @@ from coordinator.rounds.facts import (
     VersionCommitted,
 )
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.tasks import attempt_seed, sample, task_id, turned_away
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
-
-# Refusals of an update for what is in it: whoever hands such a one in counts among those that a robust rule must stand.
-_UNMERGEABLE: Final = frozenset({"update-shape", "update-not-finite", "update-norm", "examples-invalid"})
 
 
 class SynchronousRounds:
@@ -441,39 +438,3 @@ class SynchronousRounds:
     def _settled(current: Round, name: str) -> bool:
         seat = current.seats.get(name)
         return seat is not None and seat.outcome in ("pending", "done")
-
-
-def turned_away(current: Round) -> tuple[tuple[str, str], ...]:
-    """Whose updates can't be merged for what is in them, and why."""
-    return tuple(
-        (name, f"{seat.code}: {seat.message}")
-        for name, seat in sorted(current.seats.items())
-        if seat.outcome == "refused" and seat.code in _UNMERGEABLE
-    )
-
-
-def task_id(run_id: str, round_number: int, attempt: int, participant: str) -> str:
-    """The name of a task: the same after any restart, unique in the federation."""
-    return f"{run_id}/{round_number}.{attempt}/{participant}"
-
-
-def attempt_seed(seed: int, attempt: int) -> int:
-    """The seed that a task carries: the plan's own for a first attempt, another for each further one.
-
-    A deterministic training that failed would otherwise fail again in the same way.
-    """
-    if attempt == 1:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"fedloom/attempt/{seed}/{attempt}".encode()).digest()[:8], "big") >> 1
-
-
-def sample(names: list[str], count: int, seed: int, round_number: int) -> list[str]:
-    """``count`` of the names, the same for the same seed and round whatever the order they came in.
-
-    Every subset is equally likely: names are ranked by a keyed hash. No privacy amplification is claimed for it.
-    """
-
-    def rank(name: str) -> bytes:
-        return hashlib.sha256(f"fedloom/cohort/{seed}/{round_number}/{name}".encode()).digest()
-
-    return sorted(sorted(names, key=rank)[:count])

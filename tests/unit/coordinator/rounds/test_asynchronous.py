@@ -20,7 +20,7 @@ from coordinator.rounds import (
     WakeAt,
     from_row,
 )
-from coordinator.rounds.machine import attempt_seed
+from coordinator.rounds.tasks import attempt_seed
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
 

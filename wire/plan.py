@@ -42,7 +42,10 @@ class RoundsSpec(Frozen):
     )
     count: int = Field(default=30, ge=1, le=1_000_000, description="Rounds in a run: versions that are made.")
     min_participants: int = Field(
-        default=4, ge=1, le=100_000, description="A round starts when at least so many participants are connected."
+        default=4,
+        ge=1,
+        le=100_000,
+        description="A round starts when at least so many participants are connected; asynchronous: the first one.",
     )
     participants_per_round: int = Field(
         default=0, ge=0, le=100_000, description="Participants asked to train in a round; 0 asks all that are there."
@@ -54,7 +57,8 @@ class RoundsSpec(Frozen):
         default=600.0,
         gt=0,
         le=30 * 86_400.0,
-        description="Seconds from the start of a round until late updates are left out.",
+        description="Seconds from the start of a round until late updates are left out; asynchronous: of each task, "
+        "and of a buffer.",
     )
     evaluate_every: int = Field(
         default=1,
@@ -148,7 +152,13 @@ class AggregationSpec(Frozen):
         default="fedavg",
         description="fedavg adds the mean difference (with momentum if set); fedadam adapts per coordinate.",
     )
-    learning_rate: float = Field(default=1.0, gt=0, le=1_000.0, description="Server learning rate.")
+    learning_rate: float = Field(
+        default=1.0,
+        gt=0,
+        le=1_000.0,
+        description="Server learning rate; asynchronous rounds take it times "
+        "buffer_size over the number of participants that train.",
+    )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Server momentum of fedavg; 0 for none.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="fedadam: decay of the mean of differences.")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="fedadam: decay of the mean of squared differences.")

@@ -177,3 +177,25 @@ def test_the_age_of_the_others_lets_nobody_exceed_the_cap(shape: tuple[list[int]
     assert shares.sum() == pytest.approx(1.0)
     assert shares.max() <= cap * (1 + 1e-9)
     assert np.array_equal(discounted_shares(examples, np.ones(len(counts)), cap), capped_shares(examples, cap))
+
+
+def test_a_robust_rule_stands_all_hostile_participants_of_the_run_in_one_buffer(tmp_path: Path) -> None:
+    """Two of ten are hostile and fast: a fifth of the run, but two fifths of the buffer."""
+    bench = Bench(tmp_path, merging=MergingSpec(rule="robust", f=0.2))
+    rounds = RoundsSpec(mode="asynchronous", min_participants=10, min_updates=5, buffer_size=5, correction="none")
+    bench.plan = bench.plan.model_copy(update={"rounds": rounds})
+    honest = bench.folder.differences[:3].astype(np.float64)
+    hostile = []
+    for index, item in enumerate(bench.contributions[3:5]):
+        path = tmp_path / f"hostile-{index}"
+        (-50 * honest.mean(axis=0)).astype("<f4").tofile(path)
+        hostile.append(dataclasses.replace(item, digest=bench.folder.blobs.put_file(path).digest.hex()))
+    moved = bench.merged(contributions=(*bench.contributions[:3], *hostile))
+    spread = np.sqrt(np.mean(np.sum((honest - honest.mean(axis=0)) ** 2, axis=1)))
+    assert np.linalg.norm(moved - honest.mean(axis=0)) < 2 * spread
+    synchronous = bench.plan.model_copy(update={"rounds": RoundsSpec()})
+    result = Intake(bench.folder.blobs, synchronous).merge(
+        bench.order(contributions=(*bench.contributions[:3], *hostile)), bench.version
+    )
+    fooled = bench.folder.vector(result).astype(np.float64) - bench.folder.base
+    assert np.linalg.norm(fooled - honest.mean(axis=0)) > np.linalg.norm(moved - honest.mean(axis=0)), "f of the buffer"

@@ -90,9 +90,14 @@ def _rounds(status: pb.Status) -> Table:
 
 def _round_cells(item: pb.RoundStatus) -> list[str]:
     loss = "" if math.isnan(item.weighted_loss) else f"{item.weighted_loss:.4f}"
-    people = ", ".join(f"{seat.name} {seat.outcome}" for seat in item.participants[:8])
+    people = ", ".join(f"{seat.name} {seat.outcome}{_behind(seat)}" for seat in item.participants[:8])
     more = f" and {len(item.participants) - 8} more" if len(item.participants) > 8 else ""
     return [str(item.round), str(item.version or ""), f"{item.seconds:.1f}", loss, people + more]
+
+
+def _behind(seat: pb.ParticipantRound) -> str:
+    """How old an update was in asynchronous rounds."""
+    return f" ({seat.staleness} behind)" if seat.staleness else ""
 
 
 def _merge(item: pb.RoundStatus) -> list[Any]:

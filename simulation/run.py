@@ -294,6 +294,7 @@ def _round(item: Round) -> report.Round:
                 examples=seat.examples,
                 metrics=seat.metrics,
                 evaluation=seat.evaluation,
+                staleness=item.staleness(name),
                 **verdicts.get(name, {}),
             )
             for name, seat in sorted(item.seats.items())

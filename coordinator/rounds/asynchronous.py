@@ -398,8 +398,7 @@ class AsyncRounds(SynchronousRounds):
         """K updates of a concurrency of C move the model by K / C of the server's step.
 
         One that was trained beside C - 1 others moves it 1 / C of the way, as it does in a synchronous round of C. With
-        the whole step, versions would chase the data of whoever came last: measured, such runs don't converge where
-        participants' data differ (docs/asynchrony.md).
+        the whole step, versions chase the data of whoever came last where participants' data differ much.
         """
         done = current.done()
         return BeginMerge(

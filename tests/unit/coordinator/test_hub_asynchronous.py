@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from coordinator import display
 from coordinator.actions import Check, Merge
 from coordinator.merging import MergeReport, ParticipantReport, Verdict
 from coordinator.rounds import AsyncRounds, BeginMerge
@@ -86,8 +89,11 @@ def test_a_version_is_made_of_the_buffer_and_only_its_sites_train_anew(bench: Be
 def test_staleness_is_shown_and_a_stale_update_is_refused_by_name_and_counted(bench: Bench) -> None:
     version(bench, "a", "b")
     version(bench, "a", "c")
-    history = view(bench.hub, "", bench.now).history
-    assert {item.name: item.staleness for item in history[1].participants} == {"a": 0, "c": 1}
+    shown = view(bench.hub, "", bench.now)
+    assert {item.name: item.staleness for item in shown.history[1].participants} == {"a": 0, "c": 1}
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(display.render(shown))
+    assert "a merged, c merged (1 behind)" in console.export_text()
     version(bench, "a", "c")
     digest = upload(bench, "b", "bench-1/2.1/b")
     actions = bench.update("b", "bench-1/2.1/b", update=pb.Blob(digest=digest, size=4 * DIMENSION))

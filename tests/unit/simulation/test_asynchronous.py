@@ -34,6 +34,8 @@ def test_versions_are_made_at_the_pace_of_the_fast_and_the_slow_take_part(tmp_pa
     merged = [{seat.name for seat in item.participants if seat.outcome == "merged"} for item in result.record.rounds]
     assert merged == [{"site-0", "site-1"}] * 3 + [{"site-0", "site-2"}]
     assert [item.seconds for item in result.record.rounds] == pytest.approx([1.0, 1.0, 1.0, 1.0])
+    ages = {seat.name: seat.staleness for seat in result.record.rounds[3].participants}
+    assert ages == {"site-0": 0, "site-2": 3}
     assert result.plan.rounds.correction == "ca2fl"
     record = json.loads((tmp_path / "one" / RECORD).read_text())
     assert set(record["final"]) == {"site-0", "site-1", "site-2"}

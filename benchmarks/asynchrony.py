@@ -1,10 +1,10 @@
 """Time to an accuracy on a virtual clock: asynchronous rounds beside synchronous ones that wait for everybody.
 
 ``python -m benchmarks.asynchrony [--quick] [--json PATH]``. Ten participants hold Fashion-MNIST (Debian's package
-``dataset-fashion-mnist``), each class divided among them by Dirichlet(0.5). A perceptron with 100 hidden units is trained
-by SGD, 20 steps an update, and every run makes 500 updates. The round machines, the merging rule, the correction and the
-simulated speeds are the platform's; training is written out in numpy, so that a run takes seconds. Both kinds of rounds
-meet the same times, participant by participant and training by training.
+``dataset-fashion-mnist``), each class divided among them by Dirichlet(0.5). A perceptron with 100 hidden units is
+trained by SGD, 20 steps an update, and every run makes 500 updates. The round machines, the merging rule, the
+correction and the simulated speeds are the platform's; training is written out in numpy, so that a run takes seconds.
+Both kinds of rounds meet the same times, participant by participant and training by training.
 
 A run has reached an accuracy when three evaluations in a row, ten updates apart, are above it. Medians are over speeds
 and seeds. Synchronous rounds with over-selection aren't run here.

@@ -236,7 +236,7 @@ class Daemon:
         assert self.hub is not None and self._intake is not None
         hub, intake = self.hub, self._intake
         order = action.order
-        merging = hub.machine.state.open_round()
+        merging = hub.machine.state.merging()
         updates = len(merging.done()) if merging is not None else 0
         started = time.perf_counter()
         try:

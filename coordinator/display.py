@@ -111,7 +111,7 @@ def _round_cells(item: pb.RoundStatus) -> list[str]:
 def _outcomes(seats: Sequence[pb.ParticipantRound]) -> str:
     """Each by name where they are few; else those by name that didn't fare as most did."""
     if len(seats) <= _SEATS:
-        return ", ".join(f"{seat.name} {seat.outcome}" for seat in seats)
+        return ", ".join(f"{seat.name} {seat.outcome}{_behind(seat)}" for seat in seats)
     names: dict[str, list[str]] = {}
     for seat in seats:
         names.setdefault(seat.outcome, []).append(seat.name)
@@ -121,6 +121,11 @@ def _outcomes(seats: Sequence[pb.ParticipantRound]) -> str:
         more = f" and {len(found) - _SEATS} more" if len(found) > _SEATS else ""
         parts.append(f"{', '.join(found[:_SEATS])}{more} {outcome}")
     return "; ".join(parts)
+
+
+def _behind(seat: pb.ParticipantRound) -> str:
+    """How old an update was in asynchronous rounds."""
+    return f" ({seat.staleness} behind)" if seat.staleness else ""
 
 
 def _merge(item: pb.RoundStatus) -> list[Any]:

@@ -92,9 +92,10 @@ class Hub:
         self._federation = federation
         self._log = RunLog(store, plan, federation, step_s=lease_s)
         self.machine = self._log.replay()
-        # A participant with an open seat gets one lease's time to come back before it counts as gone.
-        current = self.machine.state.open_round()
-        for name in current.pending() if current else ():
+        # By participant, the update that it was allowed to bring: on the disk, and not in the log yet.
+        self._arriving: dict[str, bytes] = {}
+        # A participant whose result is awaited gets one lease's time to come back before it counts as gone.
+        for name in self.machine.pending():
             self.presence[name] = Presence(expires_s=now_s + lease_s, heard_s=now_s, connected=False)
 
     # ---- inputs -----------------------------------------------------------------------------------------------------
@@ -129,6 +130,7 @@ class Hub:
 
     def checked(self, check: Check, error: RefusedError | None, now_s: float) -> list[Action]:
         """The update of a :class:`Check` is sound (``error`` is None), or isn't."""
+        error = error or self.machine.refusal(check.peer, check.task_id)
         if error is not None:
             return self._refuse(check.peer, check.task_id, error, now_s)
         decision = self.machine.submitted(
@@ -242,14 +244,9 @@ class Hub:
         Raises:
             RefusedError: "blob-not-expected" or "blob-size".
         """
-        current = self.machine.state.open_round()
-        if isinstance(self.machine, SecureRounds):
-            if self.machine.has_upload(digest):
-                return  # after a reconnection; nothing is transferred
-            expected = self.machine.uploads_wanted(peer)
-        else:
-            expected = current is not None and current.purpose == "train" and peer in current.pending()
-        if not expected:
+        if isinstance(self.machine, SecureRounds) and self.machine.has_upload(digest):
+            return  # after a reconnection; nothing is transferred
+        if not self.machine.uploads_wanted(peer):
             raise RefusedError("blob-not-expected", f"no update of {peer} is expected now", "Wait for the next task.")
         if size != self.update_size():
             raise RefusedError(
@@ -257,6 +254,7 @@ class Hub:
                 f"{peer} wants to upload {size} bytes; an update of this run has {self.update_size()}",
                 "Check that model and plan are those of this run.",
             )
+        self._arriving[peer] = digest
 
     def may_download(self, peer: str, digest: bytes) -> None:
         """Whether this peer may read that blob.
@@ -281,12 +279,17 @@ class Hub:
         ]
 
     def blobs_in_use(self) -> set[bytes]:
-        """Digests that are still needed: every version of every run, the last one's state, the open round's updates."""
+        """Digests that are still needed: of every version of every run, of the last one's state, and of updates.
+
+        Updates are those of open rounds, those that asynchronous rounds correct by, and those that are arriving.
+        """
         keep = {item.digest for item in self._log.versions} | self._log.earlier
         keep.update(self._log.versions[-1].state)
-        current = self.machine.state.open_round()
-        if current is not None:
+        state = self.machine.state
+        for current in state.open_rounds():
             keep.update(bytes.fromhex(seat.digest) for seat in current.seats.values() if seat.digest)
+        keep.update(bytes.fromhex(kept.digest) for kept in state.pace.kept.values())
+        keep.update(digest for name, digest in self._arriving.items() if self.machine.uploads_wanted(name))
         if isinstance(self.machine, SecureRounds):
             keep |= self.machine.uploads_held() | self.machine.public_blobs(self._audited)
         return keep
@@ -415,6 +418,9 @@ class Hub:
             messages.checked_examples(peer, message.examples, known.examples)
             metrics = messages.checked_metrics(peer, "metrics", message.metrics)
             evaluation = messages.checked_metrics(peer, "evaluation", message.evaluation)
+            unwanted = self.machine.refusal(peer, message.task_id)
+            if unwanted is not None:
+                raise unwanted
         except RefusedError as error:
             return self._refuse(peer, message.task_id, error, now_s)
         current = self.machine.state.open_round()

@@ -6,7 +6,16 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from coordinator.merging.planning import MIN_GROUPS, fewest_updates, fitting_group_size, group_count, recipe_of
+from coordinator.merging.planning import (
+    MIN_GROUPS,
+    correctable,
+    fewest_updates,
+    fitting_buffer,
+    fitting_correction,
+    fitting_group_size,
+    group_count,
+    recipe_of,
+)
 from coordinator.store import Checkpoint, Run
 from privacy.secure_aggregation.atoms import smallest_group
 from wire import (
@@ -98,8 +107,11 @@ def check_merging(config: FederationConfig) -> None:
         ConfigError: An unknown setting, or more hostile participants than the rule stands, with so few updates, or
             sums of groups, as there may be.
     """
-    spec, rounds = config.merging, config.rounds
-    fewest = fewest_updates(recipe_of(spec))
+    spec, rounds = config.merging, planned_rounds(config)
+    participants = rounds.min_participants if rounds.asynchronous else None
+    fewest = fewest_updates(recipe_of(spec, participants=participants))
+    if rounds.asynchronous:
+        _check_buffer(config, rounds, fewest)
     if config.aggregation.mode == "secure":
         if spec.robust:
             _check_groups(config, _group_size(config), fewest)
@@ -109,6 +121,28 @@ def check_merging(config: FederationConfig) -> None:
             f'[merging] rule = "{spec.rule}" needs at least {fewest} updates to stand '
             f"{_hostile(spec.tolerance)}, and a round may end with [rounds] min_updates = {rounds.min_updates}",
             f"Set min_updates to {fewest} or more, lower f, or choose another rule.",
+        )
+
+
+def _check_buffer(config: FederationConfig, rounds: RoundsSpec, fewest: int) -> None:
+    spec = config.merging
+    if rounds.buffer_size > rounds.min_participants:
+        raise ConfigError(
+            f"[rounds] a buffer of {rounds.buffer_size} updates, as [merging] f = {spec.tolerance} asks for, might "
+            f"never be full with min_participants = {rounds.min_participants}: each participant has one place in it",
+            f"Set min_participants to {rounds.buffer_size} or more, or lower f.",
+        )
+    if rounds.buffer_size < fewest:
+        raise ConfigError(
+            f'[merging] rule = "{spec.rule}" needs at least {fewest} updates to stand f = {spec.tolerance} hostile '
+            f"ones of {rounds.min_participants} participants, and a version is made of [rounds] buffer_size = "
+            f"{rounds.buffer_size}: the hostile ones may all be in one buffer",
+            f"Set buffer_size to {fewest} or more, lower f, or choose another rule.",
+        )
+    if rounds.correction == "ca2fl" and not correctable(spec):
+        raise ConfigError(
+            f'[rounds] correction = "ca2fl" corrects a mean, and [merging] rule = "{spec.rule}" makes none',
+            'Set correction = "none", or choose [merging] rule = "careful" or "mean", with no step but norm-clip.',
         )
 
 
@@ -141,9 +175,19 @@ def _hostile(f: int | float) -> str:
 
 
 def planned_rounds(config: FederationConfig) -> RoundsSpec:
-    """The rounds of a run. Where privacy forbids sites to tell scores, none are asked for."""
-    private = config.privacy.placement != "off" and not config.privacy.scores
-    return config.rounds.model_copy(update={"evaluate_every": 0}) if private else config.rounds
+    """The rounds of a run. Where privacy forbids sites to tell scores, none are asked for.
+
+    With asynchronous rounds the size of the buffer and the correction are said here if the configuration leaves them
+    open.
+    """
+    rounds = config.rounds
+    changes: dict[str, object] = {}
+    if config.privacy.placement != "off" and not config.privacy.scores:
+        changes["evaluate_every"] = 0
+    if rounds.asynchronous:
+        changes["buffer_size"] = rounds.buffer_size or fitting_buffer(rounds, config.merging)
+        changes["correction"] = rounds.correction or fitting_correction(rounds, config.merging)
+    return rounds.model_copy(update=changes)
 
 
 def told(config: FederationConfig, metrics: Iterable[str]) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
-from coordinator.merging.planning import fewest_updates, recipe_of
-from coordinator.rounds import Decision, Line, RunState, SecureRounds, SynchronousRounds, from_row, to_row
+from coordinator.merging.planning import fewest_updates, plan_recipe
+from coordinator.rounds import AsyncRounds, Decision, Line, RunState, SecureRounds, SynchronousRounds, from_row, to_row
 from coordinator.rounds.facts import EvaluationClosed, VersionCommitted
 from coordinator.store import Checkpoint, Store, StoredResult, StoredStatement, Transition
 from privacy.secure_aggregation.coordinator import Record
@@ -69,7 +69,8 @@ class RunLog:
             state.apply(from_row(row.kind, row.body))
             self._sequence = row.sequence
         if self._plan.secure is None:
-            return SynchronousRounds(run_id, self._plan.rounds, state)
+            rounds = AsyncRounds if self._plan.rounds.asynchronous else SynchronousRounds
+            return rounds(run_id, self._plan.rounds, state)
         return self._secure(state)
 
     def _secure(self, state: RunState) -> SecureRounds:
@@ -80,7 +81,7 @@ class RunLog:
             members=federation.members,
             key=federation.signing_key,
             step_s=self._step_s,
-            fewest_groups=fewest_updates(recipe_of(self._plan.merging)),
+            fewest_groups=fewest_updates(plan_recipe(self._plan)),
         )
         for name, (body, signature) in self._store.prekeys().items():
             with contextlib.suppress(RefusedError):  # of a member that the root has removed since

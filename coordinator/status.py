@@ -114,7 +114,10 @@ def _participant(hub: Hub, member: Member, current: Round | None, now_s: float) 
     if known is not None:
         status.examples, status.done, status.total = known.examples, known.done, known.total
         status.silent_s = now_s - known.heard_s
-        if current is not None and seat is not None and seat.outcome == "pending":
+        task = hub.machine.state.pace.tasks.get(member.name)
+        if task is not None:
+            status.round = task.round
+        elif current is not None and seat is not None and seat.outcome == "pending":
             status.round = current.number
     return status
 
@@ -171,6 +174,7 @@ def _round(item: Round, now_s: float) -> pb.RoundStatus:
                 examples=seat.examples,
                 metrics=seat.metrics,
                 evaluation=seat.evaluation,
+                staleness=item.staleness(name),
             )
             for name, seat in sorted(item.seats.items())
         ],

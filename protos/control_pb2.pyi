@@ -449,10 +449,13 @@ class ParticipantRound(_message.Message):
     EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     outcome: _builtins.str
     """"pending", "merged", "refused: <code>", "declined: <code>", "late", "vanished" """
     examples: _builtins.int
+    staleness: _builtins.int
+    """asynchronous rounds: versions made since the base of the update"""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -465,10 +468,11 @@ class ParticipantRound(_message.Message):
         examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         evaluation: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        staleness: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "examples", b"examples", "metrics", b"metrics", "name", b"name", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation", "examples", b"examples", "metrics", b"metrics", "name", b"name", "outcome", b"outcome", "staleness", b"staleness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

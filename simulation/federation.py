@@ -55,6 +55,7 @@ from simulation import workers as work
 from simulation.adversary import Adversary
 from simulation.attacks import behaviour
 from simulation.clock import VirtualClock
+from simulation.speeds import Speeds
 from wire import (
     BlobStore,
     DataError,
@@ -108,6 +109,7 @@ class _Participant:
     def __init__(self, federation: Federation, institution: SimulatedInstitution, folder: Path) -> None:
         self.name = institution.name
         self.seconds = institution.seconds
+        self.trainings = 0  # that were begun
         folder.mkdir()
         self.store = ParticipantStore(folder / "journal.sqlite")
         self.blobs = BlobStore(folder / "blobs")
@@ -183,7 +185,10 @@ class _Participant:
         base = self._federation.blobs.path(job.base_digest)
         future = self._federation.workers.submit(self.name, work.perform, job, base, self.blobs.folder)
         # Scoring is quick beside training; it takes a tenth of the virtual time.
-        seconds = self.seconds if job.train else self.seconds / 10
+        seconds = self.seconds / 10
+        if job.train:
+            seconds = self._federation.speeds.seconds(self.name, self.trainings)
+            self.trainings += 1
         self._later(seconds, functools.partial(self._worked, job, future))
 
     def _worked(self, job: Job, future: concurrent.futures.Future[Outcome]) -> list[AgentAction]:
@@ -264,6 +269,7 @@ class Federation:
         watch: Callable[[Event], None],
     ) -> None:
         self.clock = VirtualClock()
+        self.speeds = Speeds(config.simulation)
         self.workers = workers
         place = folder / "coordinator"
         place.mkdir()

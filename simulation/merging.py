@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from coordinator.merging import MergeRefused, Recipe
-from coordinator.merging.planning import recipe_of
+from coordinator.merging.planning import plan_recipe
 from simulation.attacks import Rule
 from simulation.attacks.base import Float32, Float64
 from wire import RunPlan, SecureSpec
@@ -26,7 +26,7 @@ def rule_of(plan: RunPlan, examples: Sequence[int], groups: Sequence[Sequence[in
         groups: With sums of groups: the rows of each.
     """
     counts = np.asarray(examples, np.float64)
-    recipe = recipe_of(plan.merging)
+    recipe = plan_recipe(plan)
     if plan.secure is None:
         return lambda rows: _merged(recipe, rows, counts, plan.merging.max_norm)
     spec = plan.secure

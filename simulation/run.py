@@ -131,6 +131,12 @@ def _attack(config: FederationConfig) -> Attack | Forgery | None:
     name = config.simulation.attack
     if name is None:
         return None
+    if config.rounds.asynchronous:
+        raise ConfigError(
+            f'[simulation] attack = "{name}" with [rounds] mode = "asynchronous": attackers wait for the honest '
+            "institutions of their round, and there are no such rounds here",
+            'Choose mode = "synchronous", or leave the attack out.',
+        )
     if config.privacy.distributed:
         raise ConfigError(
             f'[simulation] attack = "{name}" with [privacy] placement = "{config.privacy.placement}": what a site '
@@ -299,6 +305,7 @@ def _round(item: Round) -> report.Round:
                 examples=seat.examples,
                 metrics=seat.metrics,
                 evaluation=seat.evaluation,
+                staleness=item.staleness(name),
                 **verdicts.get(name, {}),
             )
             for name, seat in sorted(item.seats.items())

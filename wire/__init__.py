@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         ResourceError,
         UnreachableError,
     )
-    from wire.federation import FederationConfig, SimulatedInstitution
+    from wire.federation import FederationConfig, SimulatedInstitution, SimulationSection
     from wire.federation import load as load_federation
     from wire.logs import about, set_up_logging
     from wire.merging import MergingSpec, MergingStep
@@ -111,7 +111,7 @@ _HOME = {
         "ResourceError",
         "UnreachableError",
     ),
-    "federation": ("FederationConfig", "SimulatedInstitution", "load_federation"),
+    "federation": ("FederationConfig", "SimulatedInstitution", "SimulationSection", "load_federation"),
     "logs": ("about", "set_up_logging"),
     "merging": ("MergingSpec", "MergingStep"),
     "names": ("check_name",),
@@ -195,6 +195,7 @@ __all__ = [
     "SecureSpec",
     "SharedNoise",
     "SimulatedInstitution",
+    "SimulationSection",
     "Token",
     "UnreachableError",
     "abort",

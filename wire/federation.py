@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -119,6 +119,25 @@ class SimulationSection(Frozen):
     attackers: int = Field(
         default=0, ge=0, le=100_000, description="How many institutions are hostile: the last ones of the list."
     )
+    speeds: Literal["fixed", "half-normal", "lognormal", "stragglers"] = Field(
+        default="fixed",
+        description="How an institution's trainings differ from its seconds. fixed: not at all; half-normal: by a new "
+        "random factor each time, the magnitude of a normal draw; lognormal: likewise, with speed_sigma; stragglers: "
+        "some institutions are always slower.",
+    )
+    speed_seed: int = Field(default=0, ge=0, lt=1 << 63, description="Of the random speeds.")
+    speed_sigma: float = Field(default=0.75, gt=0.0, le=5.0, description="lognormal: spread of the factor's logarithm.")
+    straggler_share: float = Field(
+        default=0.2, gt=0.0, lt=1.0, description="stragglers: which part of the institutions is slow."
+    )
+    straggler_factor: float = Field(
+        default=4.0, gt=1.0, le=1e6, description="stragglers: how many times longer these take."
+    )
+    speed_trace: Path | None = Field(
+        default=None,
+        description="CSV file with the columns participant and seconds, a line for each training, instead of speeds; "
+        "relative to this file.",
+    )
     institutions: tuple[SimulatedInstitution, ...] = Field(
         default=tuple(SimulatedInstitution(name=style, data=f"emoji:{style}") for style in _STYLES),
         min_length=1,
@@ -135,6 +154,20 @@ class SimulationSection(Frozen):
                 raise ValueError(f"the name {institution.name!r} appears twice")
             seen.add(institution.name)
         return institutions
+
+    @model_validator(mode="after")
+    def _speeds_are_said_once(self) -> Self:
+        if self.speed_trace is not None and self.speeds != "fixed":
+            raise ValueError(f'speeds = "{self.speeds}" with a speed_trace: leave one of them out')
+        for key, only in (
+            ("speed_sigma", ("lognormal",)),
+            ("straggler_share", ("stragglers",)),
+            ("straggler_factor", ("stragglers",)),
+            ("speed_seed", ("half-normal", "lognormal", "stragglers")),
+        ):
+            if self.speeds not in only and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f'{key} does nothing with speeds = "{self.speeds}": leave it out')
+        return self
 
     @model_validator(mode="after")
     def _attackers_leave_a_federation(self) -> Self:
@@ -208,6 +241,17 @@ class FederationConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _asynchronous_rounds_are_plain(self) -> Self:
+        """Secure sums need everyone of a sum at the same time."""
+        if self.rounds.asynchronous and self.aggregation.mode == "secure":
+            raise ValueError(
+                '[rounds] mode = "asynchronous" with [aggregation] mode = "secure": secure sums are made in '
+                'synchronous rounds only. Set [rounds] mode = "synchronous"; or set [aggregation] mode = "plain", in '
+                "which the coordinator sees each update"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sums_are_possible(self) -> Self:
         """A round that could begin with too few participants for a secure sum would wait for ever."""
         if self.aggregation.mode == "plain":
@@ -262,4 +306,7 @@ def load(path: Path) -> FederationConfig:
     places: dict[str, Any] = {"state": path.parent / section.state.expanduser()}
     if section.initial_model is not None:
         places["initial_model"] = path.parent / section.initial_model.expanduser()
-    return config.model_copy(update={"coordinator": section.model_copy(update=places)})
+    changes: dict[str, Any] = {"coordinator": section.model_copy(update=places)}
+    if (trace := config.simulation.speed_trace) is not None:
+        changes["simulation"] = config.simulation.model_copy(update={"speed_trace": path.parent / trace.expanduser()})
+    return config.model_copy(update=changes)

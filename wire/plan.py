@@ -28,12 +28,24 @@ HexDigest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 digest in small hexadecimal letters."""
 
 
-class RoundsSpec(Frozen):
-    """How a run proceeds, round by round."""
+DEFAULT_STALENESS: Final = 20
+"""Versions behind the newest one that an update may be where nothing is said."""
 
-    count: int = Field(default=30, ge=1, le=1_000_000, description="Rounds in a run.")
+
+class RoundsSpec(Frozen):
+    """How a run proceeds, round by round, or version by version."""
+
+    mode: Literal["synchronous", "asynchronous"] = Field(
+        default="synchronous",
+        description="synchronous: a round waits for its participants; asynchronous: each trains at its own pace, and a "
+        "version is made whenever enough updates are there (docs/asynchrony.md).",
+    )
+    count: int = Field(default=30, ge=1, le=1_000_000, description="Rounds in a run: versions that are made.")
     min_participants: int = Field(
-        default=4, ge=1, le=100_000, description="A round starts when at least so many participants are connected."
+        default=4,
+        ge=1,
+        le=100_000,
+        description="A round starts when at least so many participants are connected; asynchronous: the first one.",
     )
     participants_per_round: int = Field(
         default=0, ge=0, le=100_000, description="Participants asked to train in a round; 0 asks all that are there."
@@ -45,7 +57,8 @@ class RoundsSpec(Frozen):
         default=600.0,
         gt=0,
         le=30 * 86_400.0,
-        description="Seconds from the start of a round until late updates are left out.",
+        description="Seconds from the start of a round until late updates are left out; asynchronous: of each task, "
+        "and of a buffer.",
     )
     evaluate_every: int = Field(
         default=1,
@@ -59,6 +72,58 @@ class RoundsSpec(Frozen):
         lt=1 << 63,
         description="Selection, initial model and local shuffling all follow from this number.",
     )
+    buffer_size: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="asynchronous: updates that make a version. 0: half of min_participants below 20 of them, 10 from "
+        "there; more where [merging] f or min_updates ask for more.",
+    )
+    max_staleness: int = Field(
+        default=DEFAULT_STALENESS,
+        ge=0,
+        le=1_000_000,
+        description="asynchronous: an update that began so many versions ago is merged, an older one is refused.",
+    )
+    correction: Literal["ca2fl", "none"] | None = Field(
+        default=None,
+        description="asynchronous: ca2fl: the last update of whoever isn't in the buffer is counted in, so that fast "
+        "participants don't pull the model to their own data; none: only the buffer counts. Left out: ca2fl for up to "
+        "50 participants and the rules careful and mean, else none.",
+    )
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether participants train at their own pace."""
+        return self.mode == "asynchronous"
+
+    @model_validator(mode="after")
+    def _asynchronous_or_not(self) -> Self:
+        if not self.asynchronous:
+            said = {"buffer_size": 0, "max_staleness": DEFAULT_STALENESS, "correction": None}
+            for key, default in said.items():
+                if getattr(self, key) != default:
+                    raise ValueError(
+                        f"{key} = {getattr(self, key)!r} does nothing in synchronous rounds: leave it out, or set "
+                        'mode = "asynchronous"'
+                    )
+            return self
+        if self.participants_per_round:
+            raise ValueError(
+                f"participants_per_round = {self.participants_per_round}: in asynchronous rounds everyone who is there "
+                "trains; leave it out"
+            )
+        if 0 < self.buffer_size < self.min_updates:
+            raise ValueError(
+                f"buffer_size = {self.buffer_size} is less than min_updates = {self.min_updates}: a full buffer "
+                "would be too small to merge"
+            )
+        if self.buffer_size > self.min_participants:
+            raise ValueError(
+                f"buffer_size = {self.buffer_size} is more than min_participants = {self.min_participants}: each "
+                "participant has one place in it, so it might never be full"
+            )
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -87,7 +152,13 @@ class AggregationSpec(Frozen):
         default="fedavg",
         description="fedavg adds the mean difference (with momentum if set); fedadam adapts per coordinate.",
     )
-    learning_rate: float = Field(default=1.0, gt=0, le=1_000.0, description="Server learning rate.")
+    learning_rate: float = Field(
+        default=1.0,
+        gt=0,
+        le=1_000.0,
+        description="Server learning rate; asynchronous rounds take it times "
+        "buffer_size over the number of participants that train.",
+    )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Server momentum of fedavg; 0 for none.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="fedadam: decay of the mean of differences.")
     beta2: float = Field(default=0.99, ge=0, lt=1, description="fedadam: decay of the mean of squared differences.")
@@ -235,6 +306,10 @@ class RunPlan(Frozen):
     def _secure_fits(self) -> Self:
         if (self.secure is not None) != (self.aggregation.mode == "secure"):
             raise ValueError(f"aggregation mode {self.aggregation.mode!r} doesn't fit the section on secure sums")
+        if self.rounds.asynchronous and self.secure is not None:
+            raise ValueError("asynchronous rounds don't go with secure sums")
+        if self.rounds.asynchronous and not (self.rounds.buffer_size and self.rounds.correction):
+            raise ValueError("a plan of asynchronous rounds says buffer_size and correction")
         if (self.shared_noise is not None) != self.privacy.distributed:
             raise ValueError(f"shared_noise doesn't fit privacy placement {self.privacy.placement!r}")
         if self.privacy.distributed and self.secure is None:

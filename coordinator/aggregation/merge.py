@@ -5,7 +5,8 @@ carried out. A function over files: it goes through the coordinates once, slice 
 whatever the size of the model or the number of updates. The files it writes depend neither on the order of arrival nor
 on the slice size.
 
-Cost for n updates of d parameters and s vectors of optimizer state: reads 4 d (n + 1 + s) bytes, and 4 d n more where
+Cost for n updates of d parameters, s vectors of optimizer state and c earlier updates to correct by: reads
+4 d (n + 1 + s + c) bytes, and 4 d n more where
 norms and dot products aren't there yet; writes and hashes 4 d (1 + s).
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,10 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.aggregation.check import UpdateRefused, open_update, read_update
+from coordinator.aggregation.correction import Earlier, correction_weights
 from coordinator.aggregation.files import ITEM, VectorFile
 from coordinator.aggregation.optimizer import ServerOptimizer
 from coordinator.merging import Decision, Merger, MergeReport, Recipe, careful
 from kernels.rows import Rows
+from kernels.weighted_sum import weighted_sum
 from wire import BlobStore, BlobWriter, CheckpointHeader, DataError, RefusedError, read_header
 from wire.codec import all_finite
 
@@ -52,11 +56,20 @@ class OptimizerOverflow(DataError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """One accepted update: whose, its file (raw float32 differences to the base), and the examples behind it."""
+    """One accepted update: whose, its file (raw float32 differences to a version), and the examples behind it.
+
+    ``staleness`` says how many versions that one is behind the base of the merge.
+    """
 
     participant: str
     path: Path
     examples: int
+    staleness: int = 0
+
+    @property
+    def discount(self) -> float:
+        """By which its share is lowered for its age: ``1 / sqrt(1 + staleness)`` (FedBuff)."""
+        return 1.0 / math.sqrt(1.0 + self.staleness)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +85,8 @@ class MergeJob:
         max_norm: Longer updates are rejected; None for what float32 can't add up.
         rejected: Who was turned away before, and why: they count against the recipe's f.
         seed: Of the round, for rules that shuffle.
+        earlier: Updates that were merged last, to correct the mean of a buffer by; see
+            :mod:`coordinator.aggregation.correction`.
     """
 
     base: Path
@@ -82,6 +97,7 @@ class MergeJob:
     max_norm: float | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     seed: int = 0
+    earlier: tuple[Earlier, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,12 +155,20 @@ def merge(job: MergeJob, blobs: BlobStore, *, merger: Merger | None = None, slic
             merger.add_all([(item.participant, files[item.participant], item.examples) for item in updates])
         for name, reason in job.rejected:
             merger.reject(name, reason)
-        decision = merger.decide(seed=job.seed)
+        decision = merger.decide(seed=job.seed, discounts={item.participant: item.discount for item in updates})
+        corrections = []
+        if job.earlier:
+            counts = {item.participant: item.examples for item in updates}
+            corrections = correction_weights(decision, job.recipe.rule, counts, job.earlier)
         inputs = _Inputs(
             base=stack.enter_context(_open_own(job.base, header.data_offset, header.dimension)),
             state=[stack.enter_context(_open_own(path, 0, header.dimension)) for path in job.state],
             updates=files,
             decision=decision,
+            corrections=[
+                (stack.enter_context(open_update(item.path, header.dimension, item.participant)), item, factor)
+                for item, factor in corrections
+            ],
         )
         checkpoint = stack.enter_context(blobs.writer(header.size))
         vectors = [stack.enter_context(blobs.writer(ITEM * header.dimension)) for _ in job.optimizer.state_names]
@@ -175,12 +199,18 @@ class _Inputs:
     state: list[VectorFile]
     updates: dict[str, VectorFile]
     decision: Decision
+    corrections: list[tuple[VectorFile, Earlier, float]]
 
     def merged(self, start: int, count: int) -> NDArray[np.float64]:
         """The updates' one vector from coordinate ``start`` on, [count]."""
         rows = Rows([_From(self.updates[name], name, start) for name in self.decision.names], count)
         if self.decision.weights is not None:
-            return self.decision.write(rows, np.empty(count), threads=_THREADS)
+            mean = self.decision.write(rows, np.empty(count), threads=_THREADS)
+            if self.corrections:
+                before = Rows([_From(file, item.participant, start) for file, item, _ in self.corrections], count)
+                factors = [factor for _, _, factor in self.corrections]
+                mean += weighted_sum(factors, before, np.empty(count), threads=_THREADS)
+            return mean
         return self.decision.write(rows, np.empty(count, np.float32), threads=_THREADS).astype(np.float64)
 
 

@@ -170,11 +170,12 @@ class FedAdam(ServerOptimizer):
             model[...] = wide
 
 
-def server_optimizer(spec: AggregationSpec) -> ServerOptimizer:
-    """The optimizer that a run's plan asks for."""
+def server_optimizer(spec: AggregationSpec, step_scale: float = 1.0) -> ServerOptimizer:
+    """The optimizer that a run's plan asks for, its learning rate times ``step_scale``."""
+    learning_rate = spec.learning_rate * step_scale
     if spec.optimizer == "fedavg":
-        return FedAvg(learning_rate=spec.learning_rate, momentum=spec.momentum)
-    return FedAdam(learning_rate=spec.learning_rate, beta1=spec.beta1, beta2=spec.beta2, tau=spec.tau)
+        return FedAvg(learning_rate=learning_rate, momentum=spec.momentum)
+    return FedAdam(learning_rate=learning_rate, beta1=spec.beta1, beta2=spec.beta2, tau=spec.tau)
 
 
 def _positive(name: str, value: float) -> None:

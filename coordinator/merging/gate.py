@@ -100,3 +100,22 @@ def capped_shares(examples: NDArray[np.float64], cap: float) -> Floats:
         shares[~capped] = max(1.0 - shares.sum(), 0.0) / others
     found: Floats = shares / shares.sum()
     return found
+
+
+def discounted_shares(examples: NDArray[np.float64], discounts: NDArray[np.float64], cap: float) -> Floats:
+    """Capped shares times discounts, as shares again: none above ``cap``, whatever the others' discounts.
+
+    Args:
+        examples: [n] As for `capped_shares`.
+        discounts: [n] In (0, 1]. Where all are 1 the shares are those of `capped_shares`, bit for bit.
+        cap: At least 1 / n.
+
+    Returns:
+        [n] Shares that add up to 1.
+
+    Example:
+        >>> discounted_shares(np.array([10.0, 10.0]), np.array([1.0, 0.5]), 1.0).tolist()
+        [0.6666666666666666, 0.3333333333333333]
+    """
+    shares = capped_shares(examples, cap)
+    return shares if np.all(discounts == 1.0) else capped_shares(shares * discounts, cap)

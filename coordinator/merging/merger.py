@@ -24,9 +24,9 @@ from coordinator.merging.errors import MergeRefused
 from coordinator.merging.explaining import Facts, explain
 from coordinator.merging.gate import (
     LARGEST,
-    capped_shares,
     common_dimension,
     count_fault,
+    discounted_shares,
     form_fault,
     norm_fault,
 )
@@ -226,13 +226,23 @@ class Merger:
             self._norms[name] = float(np.sqrt(square))
             self._judge(name)
 
-    def decide(self, *, f: Tolerance | None = None, reference: Any = None, seed: int = 0) -> Decision:
+    def decide(
+        self,
+        *,
+        f: Tolerance | None = None,
+        reference: Any = None,
+        seed: int = 0,
+        discounts: Mapping[str, float] | None = None,
+    ) -> Decision:
         """Decide on what has arrived.
 
         Args:
             f: How many may be bad; None for what the rule says.
             reference: [d] The coordinator's own vector.
             seed: Of the round, for rules that shuffle.
+            discounts: By which an update's share is lowered, in (0, 1]; 1 where a name is missing. Shares are capped
+                before and after, so that the age of the others lets nobody count for more than the cap. Only rules that
+                weigh updates look at shares.
 
         Raises:
             MergeRefused: "merge-tolerance", "merge-empty", "merge-reference".
@@ -248,7 +258,11 @@ class Merger:
         self._recipe.require(len(names), bad, reference=reference is not None)
         # The gate's rejections count against f; for the cap they are as good as bad participants.
         examples = np.array([self._examples[name] for name in names])
-        shares = capped_shares(examples, self._recipe.rule.largest_share(len(names), bad))
+        shares = discounted_shares(
+            examples,
+            np.array([(discounts or {}).get(name, 1.0) for name in names]),
+            self._recipe.rule.largest_share(len(names), bad),
+        )
         gram = self._plane_gram(names)
         plane = Plane(
             gram=gram,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Literal
 
 from coordinator.merging.errors import MergeRefused
 from coordinator.merging.recipes import build, careful, robust
@@ -11,41 +11,76 @@ from coordinator.merging.rule import Recipe
 from coordinator.merging.tolerance import Tolerance, bad_count
 from privacy.secure_aggregation.atoms import atoms_per_group
 from privacy.secure_aggregation.thresholds import MIN_COHORT
-from wire import ConfigError, RunPlan
+from wire import ConfigError, RoundsSpec, RunPlan
 from wire.merging import MergingSpec
 
 MIN_GROUPS: Final = 5
 """Fewer groups than these tell too little about which of them is spoilt; that takes 15 participants at least."""
 
 _LARGEST_GROUP: Final = 10
+_MANY: Final = 20  # participants
+_FEW: Final = 50  # participants
 _FRACTIONS: Final = 20_000  # participants; see below
 
 
-def recipe_of(spec: MergingSpec) -> Recipe:
+def recipe_of(spec: MergingSpec, *, participants: int | None = None) -> Recipe:
     """The recipe that a plan asks for, its ``f`` included.
 
     Args:
         spec: Section [merging].
+        participants: Of whom a fraction ``f`` is, where that isn't whoever hands something in: the hostile ones of a
+            whole run may be the fastest, and all be in one buffer.
 
     Raises:
         ConfigError: A setting that the rule doesn't have, or a value that can't be.
     """
+    f = spec.tolerance if participants is None else _of_all(spec.tolerance, participants)
     if spec.rule == "careful":
         return careful()
     if spec.rule == "robust":
-        return robust(spec.tolerance)
+        return robust(f)
     try:
-        return build(
-            spec.rule, f=spec.tolerance, before=[(step.name, step.settings) for step in spec.before], **spec.settings
-        )
+        return build(spec.rule, f=f, before=[(step.name, step.settings) for step in spec.before], **spec.settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"[merging] {error}", "docs/robustness.md lists rules, steps and their settings.") from None
 
 
+def plan_recipe(plan: RunPlan) -> Recipe:
+    """The recipe of a run."""
+    participants = plan.rounds.min_participants if plan.rounds.asynchronous else None
+    return recipe_of(plan.merging, participants=participants)
+
+
+def _of_all(f: Tolerance, participants: int) -> int:
+    """A fraction of the participants as a count: one at least, unless it is 0."""
+    return max(bad_count(f, participants), 1) if f else 0
+
+
+def fitting_buffer(rounds: RoundsSpec, spec: MergingSpec) -> int:
+    """How many updates make a version of asynchronous rounds where nothing is said.
+
+    Half of the participants, or 10 from 20 participants on; more where f hostile ones may be among them, or where a
+    round asks for more.
+    """
+    participants = rounds.min_participants
+    half = 10 if participants >= _MANY else -(-participants // 2)
+    return max(2 * _of_all(spec.tolerance, participants) + 1, half, rounds.min_updates)
+
+
+def fitting_correction(rounds: RoundsSpec, spec: MergingSpec) -> Literal["ca2fl", "none"]:
+    """Whether earlier updates are counted in where nothing is said: their files are as many as participants."""
+    return "ca2fl" if rounds.min_participants <= _FEW and correctable(spec) else "none"
+
+
+def correctable(spec: MergingSpec) -> bool:
+    """Whether a rule is a mean, whose weights say how much of an earlier update a new one stands for."""
+    return spec.rule == "careful" or (spec.rule == "mean" and all(step.name == "norm-clip" for step in spec.before))
+
+
 def guarantee(plan: RunPlan) -> str:
     """What the merging rule of a run stands, for a person, in the smallest round that it begins with."""
-    spec, recipe = plan.merging, recipe_of(plan.merging)
-    count = plan.rounds.participants_per_round or plan.rounds.min_participants
+    spec, recipe = plan.merging, plan_recipe(plan)
+    count = plan.rounds.buffer_size or plan.rounds.participants_per_round or plan.rounds.min_participants
     groups = plan.secure.group_size if plan.secure is not None else 0
     if not spec.robust:
         what = "the mean of what comes"
@@ -59,7 +94,7 @@ def guarantee(plan: RunPlan) -> str:
         per_group, atom = atoms_per_group(groups)
         count = group_count(count, groups)
         what = f"the means of {count} groups"
-    bad = bad_count(spec.tolerance, count)
+    bad = bad_count(recipe.rule.f or 0, count)
     text = (
         f"Merging: {recipe.name}. Of {what} it stands {bad} hostile {'one' if bad == 1 else 'ones'}, "
         "whatever is in them."

@@ -1,5 +1,6 @@
 """Round logic: pure state machines over an event log."""
 
+from coordinator.rounds.asynchronous import AsyncRounds
 from coordinator.rounds.effects import (
     AnnounceFinish,
     AnnounceVersion,
@@ -18,6 +19,7 @@ from coordinator.rounds.effects import (
 )
 from coordinator.rounds.facts import ATOM_INCOMPLETE, Fact, GroupRevealed, from_row, to_row
 from coordinator.rounds.machine import SynchronousRounds
+from coordinator.rounds.pace import Kept, Task
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round, RunState, Seat
 
@@ -25,6 +27,7 @@ __all__ = [
     "ATOM_INCOMPLETE",
     "AnnounceFinish",
     "AnnounceVersion",
+    "AsyncRounds",
     "BeginMerge",
     "BeginUnmask",
     "CancelTask",
@@ -34,6 +37,7 @@ __all__ = [
     "Fact",
     "GroupRevealed",
     "IssueTask",
+    "Kept",
     "Line",
     "Revealed",
     "Round",
@@ -43,6 +47,7 @@ __all__ = [
     "SendReceipt",
     "SendStatement",
     "SynchronousRounds",
+    "Task",
     "WakeAt",
     "from_row",
     "to_row",

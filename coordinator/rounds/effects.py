@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from coordinator.rounds.facts import Fact, GroupRevealed, Purpose, SumRevealed
+from coordinator.rounds.pace import Kept
 from privacy.secure_aggregation.coordinator import Record, Unmask
 from privacy.secure_aggregation.statements import Signed
 
@@ -27,11 +28,12 @@ class IssueTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """An accepted update: whose, which blob, how many examples stand behind it."""
+    """An accepted update: whose, which blob, how many examples stand behind it, how many versions it is behind."""
 
     participant: str
     digest: str
     examples: int
+    staleness: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,13 +42,16 @@ class BeginMerge:
 
     With sums of groups each contribution is a group's mean update, under its members' names joined by "+". ``rejected``
     are those who handed in what can't be merged, or groups whose sum is no sum of well-formed updates, each with the
-    reason: a rule counts them as bad.
+    reason: a rule counts them as bad. With asynchronous rounds the server optimizer's step is ``step_scale`` times its
+    learning rate, and ``kept`` are the updates to correct by.
     """
 
     round: int
     base_version: int
     contributions: tuple[Contribution, ...]
     rejected: tuple[tuple[str, str], ...] = ()
+    step_scale: float = 1.0
+    kept: tuple[Kept, ...] = ()
 
 
 def merge_order(base_version: int, revealed: SumRevealed) -> BeginMerge:

@@ -230,6 +230,76 @@ class EvaluationClosed:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskIssued:
+    """Asynchronous rounds: a participant is asked to train from ``base_version``, the newest at that moment.
+
+    ``attempt`` counts its trainings from that version, from 1. The same task may be issued again, with a later end, to
+    a participant that was taken for gone and came back: what it has trained is then not lost.
+    """
+
+    participant: str
+    base_version: int
+    attempt: int
+    evaluate: bool
+    closes_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateBuffered:
+    """Asynchronous rounds: a participant's update is well-formed and finite, and has its place in a buffer.
+
+    It is the answer to the participant's task in flight, whose base tells its staleness: the buffer of round r is
+    merged into version r - 1.
+    """
+
+    round: int
+    participant: str
+    digest: str
+    examples: int
+    metrics: dict[str, float]
+    evaluation: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskEnded:
+    """Asynchronous rounds: a participant's task in flight ended without a result; see ParticipantExcused.
+
+    ``again`` says that the participant may be given another task while the buffer of ``round`` is open.
+    """
+
+    round: int
+    participant: str
+    outcome: Excuse
+    code: str
+    message: str
+    again: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BufferExtended:
+    """Asynchronous rounds: a buffer has too few updates at its deadline. Those that failed are asked again."""
+
+    round: int
+    closes_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BufferSealed:
+    """Asynchronous rounds: what is in the buffer is merged, and nothing else.
+
+    Attributes:
+        round: The round, whose version it makes.
+        present: Who takes part in the run at this moment: in the buffer, with a task in flight, or waiting for one.
+            They make the concurrency, and of them alone earlier updates are kept.
+        kept: Whether their merged updates are kept, to correct later versions by.
+    """
+
+    round: int
+    present: tuple[str, ...]
+    kept: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFinished:
     """Nothing more will happen in this run."""
 
@@ -251,6 +321,11 @@ Fact = (
     | MergeFailed
     | VersionCommitted
     | EvaluationClosed
+    | TaskIssued
+    | UpdateBuffered
+    | TaskEnded
+    | BufferExtended
+    | BufferSealed
     | RunFinished
 )
 

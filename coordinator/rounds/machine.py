@@ -8,9 +8,8 @@ may therefore be carried out twice, and carrying it out twice changes nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from coordinator.rounds.effects import (
     AnnounceFinish,
@@ -40,12 +39,10 @@ from coordinator.rounds.facts import (
     VersionCommitted,
 )
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.tasks import attempt_seed, sample, task_id, turned_away
 from coordinator.rounds.waiting import listed, merging
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
-
-# Refusals of an update for what is in it: whoever hands such a one in counts among those that a robust rule must stand.
-_UNMERGEABLE: Final = frozenset({"update-shape", "update-not-finite", "update-norm", "examples-invalid"})
 
 
 class SynchronousRounds:
@@ -221,8 +218,8 @@ class SynchronousRounds:
         isn't merged is asked again when the round's time is over, if the others aren't enough.
         """
         decision = Decision()
-        current = self.state.open_round()
-        if current is None or not current.sealed or current.number != order.round:
+        current = self.state.merging()
+        if current is None or current.number != order.round:
             return decision
         refused = (culprit,) if culprit else tuple(current.done())
         fact = MergeFailed(
@@ -259,6 +256,20 @@ class SynchronousRounds:
             f"Round {current.number} has {len(current.done())} of the {self.spec.min_updates} updates it needs; "
             "it asks again at its deadline."
         )
+
+    def pending(self) -> list[str]:
+        """Whose results are awaited, sorted."""
+        current = self.state.open_round()
+        return current.pending() if current is not None else []
+
+    def uploads_wanted(self, name: str) -> bool:
+        """Whether an update of this participant is awaited."""
+        current = self.state.open_round()
+        return current is not None and current.purpose == "train" and name in current.pending()
+
+    def refusal(self, name: str, task_id: str) -> RefusedError | None:
+        """Why the update of an expected task isn't wanted whatever is in it; None where it is."""
+        return None
 
     def expects(self, name: str, task_id: str) -> bool:
         """Whether a result of this participant for this task is still wanted."""
@@ -312,7 +323,7 @@ class SynchronousRounds:
         spent = {
             name for name, seat in current.seats.items() if (seat.outcome, seat.code) == ("declined", BUDGET_EXHAUSTED)
         }
-        seen = self._available.union(*(item.seats for item in self.state.rounds))
+        seen = self._available.union(self.state.pace.tasks, *(item.seats for item in self.state.rounds))
         return current.purpose == "train" and bool(spent) and len(seen - spent) < self.spec.min_updates
 
     def _open(self, decision: Decision, purpose: Purpose, now_s: float) -> None:
@@ -390,11 +401,7 @@ class SynchronousRounds:
                 Contribution(participant=name, digest=seats[name].digest, examples=seats[name].examples)
                 for name in current.done()
             ),
-            rejected=tuple(
-                (name, f"{seat.code}: {seat.message}")
-                for name, seat in sorted(seats.items())
-                if seat.outcome == "refused" and seat.code in _UNMERGEABLE
-            ),
+            rejected=turned_away(current),
         )
 
     def _seat_or_receipt(self, decision: Decision, name: str, task: str, digest: str) -> Round | None:
@@ -402,9 +409,17 @@ class SynchronousRounds:
         current = self.state.open_round()
         if current is not None and not current.sealed and self._holds(current, name, task):
             return current
+        self._receipt_again(decision, name, task, digest)
+        return None
+
+    def _receipt_again(self, decision: Decision, name: str, task: str, digest: str) -> None:
+        """A receipt that says what became of a result that came before, or too late."""
         for item in reversed(self.state.rounds):
             seat = item.seats.get(name)
-            if seat is None or task != task_id(self.run_id, item.number, seat.attempt, name):
+            if seat is None:
+                continue
+            number = item.number if seat.base_version is None else seat.base_version + 1
+            if task != task_id(self.run_id, number, seat.attempt, name):
                 continue
             known = seat.outcome == "done" and seat.digest == digest
             decision.effects.append(
@@ -416,7 +431,7 @@ class SynchronousRounds:
                     message="" if known else f"round {item.number} closed without it ({seat.outcome})",
                 )
             )
-            return None
+            return
         decision.effects.append(
             SendReceipt(
                 participant=name,
@@ -426,7 +441,6 @@ class SynchronousRounds:
                 message="no such task was given to you in this run",
             )
         )
-        return None
 
     def _holds(self, current: Round, name: str, task: str) -> bool:
         if not self._is_pending(current, name):
@@ -446,30 +460,3 @@ class SynchronousRounds:
     def _settled(current: Round, name: str) -> bool:
         seat = current.seats.get(name)
         return seat is not None and seat.outcome in ("pending", "done")
-
-
-def task_id(run_id: str, round_number: int, attempt: int, participant: str) -> str:
-    """The name of a task: the same after any restart, unique in the federation."""
-    return f"{run_id}/{round_number}.{attempt}/{participant}"
-
-
-def attempt_seed(seed: int, attempt: int) -> int:
-    """The seed that a task carries: the plan's own for a first attempt, another for each further one.
-
-    A deterministic training that failed would otherwise fail again in the same way.
-    """
-    if attempt == 1:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"fedloom/attempt/{seed}/{attempt}".encode()).digest()[:8], "big") >> 1
-
-
-def sample(names: list[str], count: int, seed: int, round_number: int) -> list[str]:
-    """``count`` of the names, the same for the same seed and round whatever the order they came in.
-
-    Every subset is equally likely: names are ranked by a keyed hash. No privacy amplification is claimed for it.
-    """
-
-    def rank(name: str) -> bytes:
-        return hashlib.sha256(f"fedloom/cohort/{seed}/{round_number}/{name}".encode()).digest()
-
-    return sorted(sorted(names, key=rank)[:count])

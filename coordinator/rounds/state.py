@@ -8,6 +8,8 @@ from typing import Any, Literal
 from coordinator.rounds.facts import (
     AttemptFailed,
     AttemptOpened,
+    BufferExtended,
+    BufferSealed,
     CohortExtended,
     EvaluationAccepted,
     EvaluationClosed,
@@ -21,18 +23,23 @@ from coordinator.rounds.facts import (
     RunFinished,
     SeatOpened,
     SumRevealed,
+    TaskEnded,
+    TaskIssued,
     UpdateAccepted,
+    UpdateBuffered,
     VersionCommitted,
 )
+from coordinator.rounds.pace import Kept, Pace, Task
 
 Outcome = Literal["pending", "done"] | Excuse
 
 
 @dataclasses.dataclass(kw_only=True)
 class Seat:
-    """A participant's place in a round. ``attempt`` counts from 1."""
+    """A participant's place in a round. ``attempt`` counts from 1; ``base_version`` is set in asynchronous rounds."""
 
     attempt: int = 1
+    base_version: int | None = None
     outcome: Outcome = "pending"
     code: str = ""
     message: str = ""
@@ -57,7 +64,8 @@ class Round:
     ``version`` is what it committed, None while open or for scoring rounds, and ``report`` what its merge says of each
     update. ``complaints`` are the messages of refused
     and declined attempts, also of those that a later attempt replaced. ``attempts`` and ``revealed`` are for secure
-    sums.
+    sums. An asynchronous round is a buffer: its seats are those of updates in it, and of tasks that failed while it was
+    open; ``present`` and ``kept`` are as in :class:`coordinator.rounds.facts.BufferSealed`.
     """
 
     number: int
@@ -75,6 +83,8 @@ class Round:
     digest: str = ""
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
     closed_s: float | None = None
+    present: tuple[str, ...] = ()
+    kept: bool = False
 
     def pending(self) -> list[str]:
         """Names still expected to answer, sorted."""
@@ -83,6 +93,11 @@ class Round:
     def done(self) -> list[str]:
         """Names whose result was accepted, sorted: the order of merging."""
         return sorted(name for name, seat in self.seats.items() if seat.outcome == "done")
+
+    def staleness(self, name: str) -> int:
+        """Versions that were made since the base of this participant's update; 0 in synchronous rounds."""
+        base = self.seats[name].base_version
+        return self.number - 1 - base if base is not None else 0
 
 
 @dataclasses.dataclass
@@ -98,10 +113,19 @@ class RunState:
     rounds: list[Round] = dataclasses.field(default_factory=list)
     finished: RunFinished | None = None
     atoms: dict[str, int] = dataclasses.field(default_factory=dict)
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
     def open_round(self) -> Round | None:
-        """The round in progress, or None."""
+        """The round in progress, or None; of two, the one that still takes updates."""
         return self.rounds[-1] if self.rounds and self.rounds[-1].closed_s is None else None
+
+    def open_rounds(self) -> list[Round]:
+        """All rounds in progress: one, or none; two where a buffer is being merged while the next one fills."""
+        return [item for item in self.rounds[-2:] if item.closed_s is None]
+
+    def merging(self) -> Round | None:
+        """The round whose updates are being merged, or None."""
+        return next((item for item in self.open_rounds() if item.sealed), None)
 
     def trained_rounds(self) -> int:
         """How many training rounds have committed a version."""
@@ -119,8 +143,11 @@ class RunState:
         if isinstance(fact, RunFinished):
             self.finished = fact
             return
-        current = self.open_round()
-        if current is None or current.number != fact.round:
+        if isinstance(fact, TaskIssued):
+            self.pace.issued(fact)
+            return
+        current = next((item for item in self.open_rounds() if item.number == fact.round), None)
+        if current is None:
             raise ValueError(f"{type(fact).__name__} names round {fact.round}, which isn't open")
         if isinstance(fact, UpdateAccepted | EvaluationAccepted | ParticipantExcused):
             _answer(current, fact)
@@ -142,18 +169,70 @@ class RunState:
         elif isinstance(fact, RoundSealed):
             current.sealed = True
         elif isinstance(fact, MergeFailed):
-            _reopen(current, fact)
+            self._reopen(current, fact)
+        elif isinstance(fact, UpdateBuffered):
+            _buffer(current, self.pace.answered(fact.participant), fact)
+        elif isinstance(fact, TaskEnded):
+            _end(current, self.pace.ended(fact), fact)
+        elif isinstance(fact, BufferExtended):
+            current.closes_s = fact.closes_s
+            self.pace.failed.clear()
+        elif isinstance(fact, BufferSealed):
+            current.sealed, current.present, current.kept = True, fact.present, fact.kept
         elif isinstance(fact, VersionCommitted):
             if fact.version != self.version + 1:
                 raise ValueError(f"version {fact.version} can't follow version {self.version}")
             current.version, current.digest, current.closed_s = fact.version, fact.digest, fact.committed_s
             current.report = fact.report
             self.version, self.digest, self.size = fact.version, fact.digest, fact.size
+            self.pace.failed.clear()
+            self._keep(current)
         elif isinstance(fact, EvaluationClosed):
             current.closed_s = fact.closed_s
 
+    def _keep(self, merged: Round) -> None:
+        """Keep what was merged of those who take part, to correct later versions by."""
+        if not merged.kept:
+            return
+        accepted = {
+            item["participant"]: item["factor"]
+            for item in merged.report.get("participants", ())
+            if item["verdict"] != "rejected"
+        }
+        assert merged.version is not None
+        for name in merged.done():
+            seat = merged.seats[name]
+            if name in accepted:
+                self.pace.kept[name] = Kept(
+                    participant=name,
+                    digest=seat.digest,
+                    examples=seat.examples,
+                    factor=accepted[name],
+                    version=merged.version,
+                )
+        self.pace.kept = {name: kept for name, kept in self.pace.kept.items() if name in merged.present}
+
+    def _reopen(self, current: Round, fact: MergeFailed) -> None:
+        """The round isn't sealed any more; who can't be merged is as good as refused on arrival.
+
+        A buffer that was filling meanwhile is given up: what is in it comes into this one.
+        """
+        current.sealed, current.present, current.kept = False, (), False
+        current.complaints.append(fact.message)
+        if self.rounds[-1] is not current:
+            following = self.rounds.pop()
+            current.seats.update(following.seats)
+            current.complaints += following.complaints
+            current.closes_s = following.closes_s
+        for name in fact.refused:
+            seat = current.seats[name]
+            seat.outcome, seat.code, seat.message = "refused", fact.code, fact.message
+        self.pace.failed.update(fact.refused)
+
     def _open(self, fact: RoundOpened) -> None:
-        if self.open_round() is not None or fact.round != len(self.rounds) + 1:
+        before = self.open_round()
+        in_order = before is None or (before.sealed and before.present and fact.purpose == "train")
+        if not in_order or fact.round != len(self.rounds) + 1:
             raise ValueError(f"round {fact.round} can't open now")
         self.rounds.append(
             Round(
@@ -178,15 +257,6 @@ def _reveal(current: Round, fact: SumRevealed) -> None:
         seat.code = seat.message.partition(":")[0]
 
 
-def _reopen(current: Round, fact: MergeFailed) -> None:
-    """The round isn't sealed any more; who can't be merged is as good as refused on arrival."""
-    current.sealed = False
-    current.complaints.append(fact.message)
-    for name in fact.refused:
-        seat = current.seats[name]
-        seat.outcome, seat.code, seat.message = "refused", fact.code, fact.message
-
-
 def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | ParticipantExcused) -> None:
     seat = current.seats.get(fact.participant)
     if seat is None or seat.outcome != "pending":
@@ -199,3 +269,33 @@ def _answer(current: Round, fact: UpdateAccepted | EvaluationAccepted | Particip
     seat.outcome, seat.examples, seat.evaluation = "done", fact.examples, dict(fact.evaluation)
     if isinstance(fact, UpdateAccepted):
         seat.digest, seat.metrics = fact.digest, dict(fact.metrics)
+
+
+def _buffer(current: Round, task: Task, fact: UpdateBuffered) -> None:
+    """An update has its place. One from a participant that has one already would be merged twice."""
+    seat = current.seats.get(fact.participant)
+    if current.sealed or (seat is not None and seat.outcome == "done"):
+        raise ValueError(f"round {current.number} has no place for an update of {fact.participant}")
+    current.seats[fact.participant] = Seat(
+        attempt=task.attempt,
+        base_version=task.base_version,
+        outcome="done",
+        digest=fact.digest,
+        examples=fact.examples,
+        metrics=dict(fact.metrics),
+        evaluation=dict(fact.evaluation),
+    )
+
+
+def _end(current: Round, task: Task, fact: TaskEnded) -> None:
+    if fact.outcome in ("refused", "declined"):
+        current.complaints.append(fact.message)
+    # What a buffer is merged from doesn't change any more once it is sealed.
+    if not current.sealed:
+        current.seats[fact.participant] = Seat(
+            attempt=task.attempt,
+            base_version=task.base_version,
+            outcome=fact.outcome,
+            code=fact.code,
+            message=fact.message,
+        )

@@ -85,7 +85,8 @@ class Participation:
     ``outcome`` is "merged" or the reason why not. ``metrics`` are of its training. ``evaluation`` scores, on its local
     data, the model that the round *started from*; it is empty where none was asked for. ``verdict`` is what the merge
     made of its update, or of its group's: "kept", "clipped", "rejected", or nothing where there was one sum; ``reason``
-    says why, ``weight`` is the factor in the result that it, or its group, had.
+    says why, ``weight`` is the factor in the result that it, or its group, had. ``staleness`` says how many versions
+    were made between its base and the version that it is in; 0 in synchronous rounds.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Participation:
     verdict: str = ""
     reason: str = ""
     weight: float = math.nan
+    staleness: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,10 +29,14 @@ def settings(
     mode: str = "plain",
     merging: Mapping[str, object] | None = None,
     metrics_port: int | None = None,
+    port: int = 0,
+    asynchronous: bool = False,
     **rounds: object,
 ) -> FederationConfig:
     """A federation of two on free ports; with the public key of a root, that root is apart."""
-    ports = {"port": 0, "enrolment_port": 0, "metrics_port": metrics_port}
+    if asynchronous:
+        rounds["mode"] = "asynchronous"
+    ports = {"port": port, "enrolment_port": 0, "metrics_port": metrics_port}
     table = {
         "federation": {"name": "stage", "root": root},
         "coordinator": {**ports, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
@@ -141,9 +145,9 @@ def update(value: float = 0.5) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path, root: str | None = None, mode: str = "plain", **rounds: object) -> AsyncIterator[Stage]:
-    """A coordinator with a run open."""
-    config = settings(folder, root, mode, **rounds)
+async def stage(folder: Path, root: str | None = None, mode: str = "plain", **changes: Any) -> AsyncIterator[Stage]:
+    """A coordinator with a run open: the last one of this folder, if it has one. ``changes`` as for `settings`."""
+    config = settings(folder, root, mode, **changes)
 
     def initial(path: Path) -> Path:
         save_file({"w": np.zeros(DIMENSION, np.float32)}, path)

@@ -52,6 +52,7 @@ min_participants = {min_participants}
 min_updates = {min_updates}
 deadline_s = {deadline_s}
 seed = 11
+{pace}
 
 [simulation]
 institutions = [
@@ -73,6 +74,7 @@ def configuration(
     min_updates: int | None = None,
     aggregation: str = "secure",
     merging: str = "",
+    pace: str = "",
 ) -> Path:
     """A small classification federation on scikit-learn's digits."""
     names = [f"site-{index}" for index in range(participants)]
@@ -88,6 +90,7 @@ def configuration(
             min_updates=min_updates or participants,
             aggregation=aggregation,
             merging=merging,
+            pace=pace,
             institutions="\n".join(lines),
         )
     )

@@ -81,6 +81,24 @@ def test_each_site_pays_for_its_own_noise(tmp_path: Path) -> None:
         assert all(not seat.metrics and not seat.evaluation for item in state.rounds for seat in item.seats.values())
 
 
+def test_in_asynchronous_rounds_a_site_pays_for_what_it_trains_and_no_more_than_it_allows(tmp_path: Path) -> None:
+    settings = config(placement="local", count=3).changed(
+        rounds={"mode": "asynchronous", "buffer_size": 3},
+        aggregation={"mode": "plain"},
+        simulation={"speeds": "stragglers", "straggler_share": 0.25, "straggler_factor": 2.5},
+    )
+    with Stage(settings, tmp_path / "f") as federation:
+        state = federation.run()
+        budgets = federation.hub.budgets()
+        slow = federation.speeds.stragglers
+    assert state.version == 3
+    merged = {name: sum(name in item.done() for item in state.rounds if item.version) for name in SITES}
+    assert all(merged[name] < 3 for name in slow)
+    assert all(0 < budgets[name].spent <= 6.0 for name in SITES if merged[name])
+    full = {budgets[name].spent for name in SITES if merged[name] == 3}
+    assert all(budgets[name].spent < min(full) for name in slow if merged[name])
+
+
 def test_shared_noise_is_accounted_for_the_sites_that_were_there(tmp_path: Path) -> None:
     with Stage(config(placement="shared", sampling_rate=0.1, count=4), tmp_path / "f") as federation:
         federation.run()

@@ -21,7 +21,7 @@ from coordinator.rounds import (
     from_row,
     to_row,
 )
-from coordinator.rounds.machine import attempt_seed, sample, task_id
+from coordinator.rounds.tasks import attempt_seed, sample, task_id
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
 

@@ -1,0 +1,140 @@
+"""What a configuration of asynchronous rounds becomes, and what is refused before there is a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from coordinator.aggregation import server_optimizer
+from coordinator.merging.planning import guarantee, plan_recipe
+from coordinator.planning import check_merging, make_plan, planned_rounds, same_run
+from wire import AggregationSpec, ConfigError, FederationConfig, RefusedError, RunPlan, validate
+
+
+def config(*, merging: dict[str, Any] | None = None, mode: str = "plain", **rounds: Any) -> FederationConfig:
+    table = {
+        "rounds": {"mode": "asynchronous", **rounds},
+        "aggregation": {"mode": mode},
+        "merging": merging or {},
+    }
+    return validate(FederationConfig, table, "federation.toml")
+
+
+@pytest.fixture
+def initial(tmp_path: Path) -> Path:
+    path = tmp_path / "initial.safetensors"
+    save_file({"w": np.zeros(8, np.float32)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("participants", "merging", "expected"),
+    [
+        (2, {}, 2),  # min_updates
+        (4, {}, 2),
+        (7, {}, 4),
+        (10, {}, 5),
+        (19, {}, 10),
+        (20, {}, 10),
+        (400, {}, 10),
+        (10, {"rule": "robust"}, 5),
+        (10, {"rule": "robust", "f": 3}, 7),
+        (40, {"rule": "robust"}, 17),  # 8 of 40 may be hostile, and all be in one buffer
+    ],
+)
+def test_the_size_of_the_buffer(participants: int, merging: dict[str, Any], expected: int) -> None:
+    assert planned_rounds(config(min_participants=participants, merging=merging)).buffer_size == expected
+
+
+@pytest.mark.parametrize(
+    ("participants", "merging", "expected"),
+    [
+        (50, {}, "ca2fl"),
+        (51, {}, "none"),
+        (10, {"rule": "mean"}, "ca2fl"),
+        (10, {"rule": "mean", "before": [{"name": "norm-clip", "settings": {"norm": 1.0}}]}, "ca2fl"),
+        (10, {"rule": "mean", "before": [{"name": "nnm"}]}, "none"),
+        (10, {"rule": "robust"}, "none"),
+    ],
+)
+def test_the_correction(participants: int, merging: dict[str, Any], expected: str) -> None:
+    assert planned_rounds(config(min_participants=participants, merging=merging)).correction == expected
+
+
+def test_a_plan_says_it_all_and_the_configuration_still_describes_it(initial: Path) -> None:
+    settings = config(min_participants=10)
+    plan = make_plan(settings, "run-1", initial, ())
+    assert (plan.rounds.buffer_size, plan.rounds.correction, plan.rounds.max_staleness) == (5, "ca2fl", 20)
+    assert same_run(settings, plan) == []
+    assert RunPlan.parse(plan.canonical()) == plan
+    assert same_run(config(min_participants=10, buffer_size=6), plan) == ["rounds"]
+
+
+def test_a_fraction_of_hostile_participants_is_of_all_of_them(initial: Path) -> None:
+    plan = make_plan(config(min_participants=10, min_updates=5, merging={"rule": "robust"}), "run-1", initial, ())
+    assert plan_recipe(plan).rule.f == 2
+    assert "Of 5 updates it stands 2 hostile ones" in guarantee(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "secure"}, r"secure sums are made in synchronous rounds only"),
+        ({"participants_per_round": 3}, "everyone who is there trains"),
+        ({"buffer_size": 1}, "less than min_updates"),
+        ({"buffer_size": 5}, "more than min_participants"),
+        ({"max_staleness": -1}, "max_staleness"),
+        ({"correction": "mifa"}, "ca2fl"),
+    ],
+)
+def test_what_a_file_may_not_say(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"buffer_size": 2}, {"max_staleness": 3}, {"correction": "none"}])
+def test_no_setting_of_asynchronous_rounds_is_silently_without_effect(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="does nothing in synchronous rounds"):
+        validate(FederationConfig, {"rounds": changes}, "federation.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"min_participants": 10, "min_updates": 3, "buffer_size": 4, "merging": {"rule": "robust"}},
+            "needs at least 5 updates .* buffer_size = 4",
+        ),
+        (
+            {"min_participants": 10, "min_updates": 3, "merging": {"rule": "robust"}},
+            r"needs at least 5 updates .* min_updates = 3",
+        ),
+        ({"min_participants": 4, "merging": {"rule": "robust", "f": 2}}, "a buffer of 5 updates"),
+        (
+            {"min_participants": 10, "min_updates": 5, "correction": "ca2fl", "merging": {"rule": "robust"}},
+            "corrects a mean",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_the_run(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_merging(config(**changes))
+
+
+def test_a_plan_with_secure_sums_or_open_questions_is_refused(initial: Path) -> None:
+    plan = make_plan(config(), "run-1", initial, ())
+    for old, new in ((b'"buffer_size":2', b'"buffer_size":0'), (b'"correction":"ca2fl"', b'"correction":null')):
+        assert old in plan.canonical()
+        with pytest.raises(RefusedError, match="says buffer_size and correction"):
+            RunPlan.parse(plan.canonical().replace(old, new))
+
+
+def test_the_servers_step_is_scaled_and_the_whole_one_is_untouched() -> None:
+    for optimizer in ("fedavg", "fedadam"):
+        spec = AggregationSpec.model_validate({"mode": "plain", "optimizer": optimizer, "learning_rate": 0.3})
+        assert server_optimizer(spec, 1.0) == server_optimizer(spec)
+        assert getattr(server_optimizer(spec, 0.5), "learning_rate") == 0.15  # noqa: B009

@@ -28,6 +28,7 @@ from coordinator.rounds import (
     Effect,
     IssueTask,
     Revealed,
+    SecureBuffers,
     SecureRounds,
     SendReceipt,
     SendStatement,
@@ -369,6 +370,8 @@ class Hub:
             return self._statement(peer, message.statement, now_s)
         if body == "budget":
             return self._budget(peer, message.budget)
+        if body == "trained" and isinstance(self.machine, SecureBuffers):
+            return self._carry(self.machine.trained(peer, message.trained.task_id, now_s), now_s)
         if isinstance(self.machine, SecureRounds) and body != "declined":
             self.count(RefusedError("protocol-order", f"{peer} sent {body} in a run with secure sums"), peer)
             return []

@@ -185,8 +185,11 @@ def planned_rounds(config: FederationConfig) -> RoundsSpec:
     if config.privacy.placement != "off" and not config.privacy.scores:
         changes["evaluate_every"] = 0
     if rounds.asynchronous:
-        changes["buffer_size"] = rounds.buffer_size or fitting_buffer(rounds, config.merging)
-        changes["correction"] = rounds.correction or fitting_correction(rounds, config.merging)
+        secure = config.secure_aggregation if config.aggregation.mode == "secure" else None
+        least = max(secure.min_cohort, 2 * secure.group_size, secure.min_same_base) if secure is not None else 1
+        changes["buffer_size"] = rounds.buffer_size or fitting_buffer(rounds, config.merging, least)
+        fitting = fitting_correction(rounds, config.merging) if secure is None else "none"
+        changes["correction"] = rounds.correction or fitting
     return rounds.model_copy(update=changes)
 
 

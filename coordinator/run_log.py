@@ -6,7 +6,17 @@ import contextlib
 from typing import Protocol
 
 from coordinator.merging.planning import fewest_updates, plan_recipe
-from coordinator.rounds import AsyncRounds, Decision, Line, RunState, SecureRounds, SynchronousRounds, from_row, to_row
+from coordinator.rounds import (
+    AsyncRounds,
+    Decision,
+    Line,
+    RunState,
+    SecureBuffers,
+    SecureRounds,
+    SynchronousRounds,
+    from_row,
+    to_row,
+)
 from coordinator.rounds.facts import EvaluationClosed, VersionCommitted
 from coordinator.store import Checkpoint, Store, StoredResult, StoredStatement, Transition
 from privacy.secure_aggregation.coordinator import Record
@@ -75,7 +85,8 @@ class RunLog:
 
     def _secure(self, state: RunState) -> SecureRounds:
         federation = self._federation
-        machine = SecureRounds(
+        rounds = SecureBuffers if self._plan.rounds.asynchronous else SecureRounds
+        machine = rounds(
             self._plan,
             state,
             members=federation.members,

@@ -354,7 +354,12 @@ class Agent:
             return [refused]
         if self._summed():
             self._stage = "summing"
-            return self.secure.trained(record)
+            said: list[Action] = []
+            if self._plan is not None and self._plan.rounds.asynchronous and self._active is not None:
+                # A sum is proposed to those who have trained, where each trains at its own pace.
+                train = self._active.train
+                said = [Say(pb.FromParticipant(trained=pb.Trained(task_id=record.task_id)))] if train else []
+            return said + self.secure.trained(record)
         if record.update_digest:
             self._stage = "uploading"
             return [Push(record.task_id, record.update_digest, record.update_size)]

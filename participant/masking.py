@@ -97,7 +97,7 @@ class Masking:
                 encoder = self._rounded(action, residuals.before(self._store))
         values = {**record.metrics, **{EVALUATION + name: value for name, value in record.evaluation.items()}}
         wanted = {name: value for name, value in values.items() if name in context.metrics}
-        tail = encode_tail(context.layout, context.encoding.weight(record.examples), wanted)
+        tail = encode_tail(context.layout, context.encoding.weight(self._counted(context, record)), wanted)
         main, end = masked_upload(context, encoder, tail, split_mask(context, content), action.terms, lost)
         with self._blobs.writer(main.nbytes + len(end)) as writer:
             writer.write(main)
@@ -124,9 +124,15 @@ class Masking:
         context, record = action.context, action.record
         update = self._update(record)
         dither = dither_seed(action.seed, context.round, self._name)
-        encoder = context.encoding.encoder(update, record.examples, dither, kept)
+        encoder = context.encoding.encoder(update, self._counted(context, record), dither, kept)
         _warn_of_clipping(context, encoder, update)
         return encoder
+
+    def _counted(self, context: RoundContext, record: TaskRecord) -> int:
+        """The examples that the update counts for, after its age."""
+        position = context.position(self._name)
+        assert position is not None
+        return context.counted(position, record.examples)
 
     def _update(self, record: TaskRecord) -> NDArray[np.float32]:
         path = self._blobs.path(record.update_digest)

@@ -162,4 +162,5 @@ def _assignment(job: Job, plan: RunPlan) -> Assignment:
         base_digest=job.base_digest,
         dimension=plan.initial.dimension if job.train else 0,
         group_size=plan.secure.group_size if plan.secure is not None else 0,
+        asynchronous=job.train and plan.rounds.asynchronous,
     )

@@ -52,6 +52,13 @@ class SecureRules(BaseModel):
         default=5, ge=0, le=32, description="Earlier rosters that a new one is compared with."
     )
     min_group: int = Field(default=3, ge=3, le=1_024, description="The smallest group whose sum is published.")
+    min_same_base: int = Field(
+        default=1,
+        ge=1,
+        le=1_024,
+        description="Asynchronous rounds: from the version that this site trained from, at least so many updates of a "
+        "sum are. 1 trusts the coordinator to hand out the versions that it merges; 3 or more trusts it with nothing.",
+    )
     max_value_bits: int = Field(default=30, ge=2, le=30, description="The most bits that one value may take.")
     max_clip_norm: float = Field(default=1e4, gt=0, description="The largest L2 norm that an update may keep.")
     max_clip_value: float = Field(default=1e3, gt=0, description="The largest single value that an update may keep.")

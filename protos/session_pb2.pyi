@@ -58,6 +58,7 @@ class FromParticipant(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_in(self) -> Global___CheckIn: ...
     @_builtins.property
@@ -76,6 +77,8 @@ class FromParticipant(_message.Message):
     def statement(self) -> Global___Statement: ...
     @_builtins.property
     def budget(self) -> Global___BudgetReceipt: ...
+    @_builtins.property
+    def trained(self) -> Global___Trained: ...
     def __init__(
         self,
         *,
@@ -88,12 +91,13 @@ class FromParticipant(_message.Message):
         ready: Global___Ready | None = ...,
         statement: Global___Statement | None = ...,
         budget: Global___BudgetReceipt | None = ...,
+        trained: Global___Trained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "trained", b"trained", "update_ready", b"update_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "update_ready", b"update_ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "trained", b"trained", "update_ready", b"update_ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready", "statement", "budget"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready", "statement", "budget", "trained"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -581,6 +585,29 @@ class UpdateReady(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateReady: _TypeAlias = UpdateReady  # noqa: Y015
+
+@_typing.final
+class Trained(_message.Message):
+    """The update is on the participant's disk, ready for a secure sum. Where sites train at their own pace, a sum is proposed to
+    those who have said so; how many examples are behind it, and what it is, the coordinator doesn't learn.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trained: _TypeAlias = Trained  # noqa: Y015
 
 @_typing.final
 class EvaluationReady(_message.Message):

@@ -241,13 +241,32 @@ class FederationConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _asynchronous_rounds_are_plain(self) -> Self:
-        """Secure sums need everyone of a sum at the same time."""
-        if self.rounds.asynchronous and self.aggregation.mode == "secure":
+    def _asynchronous_sums_are_possible(self) -> Self:
+        """Secure sums of asynchronous rounds: nothing that needs all of a round, or the single updates."""
+        spec = self.secure_aggregation
+        if not self.rounds.asynchronous or self.aggregation.mode == "plain":
+            if spec.min_same_base != type(spec).model_fields["min_same_base"].default:
+                raise ValueError(
+                    f"[secure_aggregation] min_same_base = {spec.min_same_base} does nothing without asynchronous "
+                    'rounds and [aggregation] mode = "secure": leave it out'
+                )
+            return self
+        if self.privacy.distributed:
             raise ValueError(
-                '[rounds] mode = "asynchronous" with [aggregation] mode = "secure": secure sums are made in '
-                'synchronous rounds only. Set [rounds] mode = "synchronous"; or set [aggregation] mode = "plain", in '
-                "which the coordinator sees each update"
+                f'[privacy] placement = "{self.privacy.placement}" with [rounds] mode = "asynchronous": sites size '
+                "their shares of the noise for updates that count fully, and here older ones count for less. Choose "
+                'placement = "local", or mode = "synchronous"'
+            )
+        if self.rounds.correction == "ca2fl":
+            raise ValueError(
+                '[rounds] correction = "ca2fl" with [aggregation] mode = "secure": it needs the single updates, which '
+                'the coordinator doesn\'t see. Leave it out, or set correction = "none"'
+            )
+        least = max(spec.min_cohort, spec.group_size, spec.min_same_base)
+        if 0 < self.rounds.buffer_size < least:
+            raise ValueError(
+                f"[rounds] buffer_size = {self.rounds.buffer_size}: a secure sum needs at least {least} updates "
+                "([secure_aggregation] min_cohort, group_size and min_same_base)"
             )
         return self
 

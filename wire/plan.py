@@ -213,6 +213,13 @@ class SecureSpec(Frozen):
         "of two sums tells about no single one.",
     )
 
+    min_same_base: int = Field(
+        default=1,
+        ge=1,
+        le=1_024,
+        description="asynchronous rounds: from each version that updates of a sum were trained from, at least so many "
+        "of them are. With 3 or more, a coordinator that makes versions up can't single one out (docs/asynchrony.md).",
+    )
     audited_rounds: int = Field(
         default=2,
         ge=1,
@@ -307,7 +314,10 @@ class RunPlan(Frozen):
         if (self.secure is not None) != (self.aggregation.mode == "secure"):
             raise ValueError(f"aggregation mode {self.aggregation.mode!r} doesn't fit the section on secure sums")
         if self.rounds.asynchronous and self.secure is not None:
-            raise ValueError("asynchronous rounds don't go with secure sums")
+            if self.privacy.distributed:
+                raise ValueError("shared noise is sized for sums of synchronous rounds")
+            if self.rounds.correction == "ca2fl":
+                raise ValueError("of secure sums no earlier update is known that could correct them")
         if self.rounds.asynchronous and not (self.rounds.buffer_size and self.rounds.correction):
             raise ValueError("a plan of asynchronous rounds says buffer_size and correction")
         if (self.shared_noise is not None) != self.privacy.distributed:
@@ -343,7 +353,20 @@ class RunPlan(Frozen):
         return (
             f"Secure sums: the coordinator sees who took part, and of {who} together the sum of their updates, their "
             "total weight and their mean metrics; of no single one does it see update, example count or metrics. "
+            + self._pace_told()
         ) + noise
+
+    def _pace_told(self) -> str:
+        """What asynchronous rounds change about secure sums."""
+        if self.secure is None or not self.rounds.asynchronous:
+            return ""
+        least = self.secure.min_same_base
+        if least >= MIN_COHORT:
+            return f"At least {least} updates of a sum come from the same version of the model. "
+        return (
+            "Updates of a sum may come from different versions of the model: this holds for a coordinator that hands "
+            "out the versions that it merges, and not for one that makes versions up to single a participant out. "
+        )
 
     def encoding(self, participants: int) -> Encoding:
         """From updates to ring elements, for a roster of this length.

@@ -56,15 +56,15 @@ def _of_all(f: Tolerance, participants: int) -> int:
     return max(bad_count(f, participants), 1) if f else 0
 
 
-def fitting_buffer(rounds: RoundsSpec, spec: MergingSpec) -> int:
+def fitting_buffer(rounds: RoundsSpec, spec: MergingSpec, least: int = 1) -> int:
     """How many updates make a version of asynchronous rounds where nothing is said.
 
     Half of the participants, or 10 from 20 participants on; more where f hostile ones may be among them, or where a
-    round asks for more.
+    round asks for more, or ``least``.
     """
     participants = rounds.min_participants
     half = 10 if participants >= _MANY else -(-participants // 2)
-    return max(2 * _of_all(spec.tolerance, participants) + 1, half, rounds.min_updates)
+    return max(2 * _of_all(spec.tolerance, participants) + 1, half, rounds.min_updates, least)
 
 
 def fitting_correction(rounds: RoundsSpec, spec: MergingSpec) -> Literal["ca2fl", "none"]:

@@ -21,6 +21,7 @@ from coordinator.rounds.facts import ATOM_INCOMPLETE, Fact, GroupRevealed, from_
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.pace import Kept, Task
 from coordinator.rounds.secure import SecureRounds
+from coordinator.rounds.secure_buffers import SecureBuffers
 from coordinator.rounds.state import Round, RunState, Seat
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Round",
     "RunState",
     "Seat",
+    "SecureBuffers",
     "SecureRounds",
     "SendReceipt",
     "SendStatement",

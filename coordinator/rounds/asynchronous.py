@@ -26,32 +26,25 @@ from coordinator.rounds.effects import (
     CancelTask,
     Contribution,
     Decision,
-    IssueTask,
     SendReceipt,
-    WakeAt,
 )
 from coordinator.rounds.facts import (
     BufferExtended,
     BufferSealed,
     Excuse,
-    RoundOpened,
-    TaskEnded,
-    TaskIssued,
     UpdateBuffered,
     VersionCommitted,
 )
-from coordinator.rounds.machine import SynchronousRounds
-from coordinator.rounds.pace import Kept, Task
+from coordinator.rounds.pace import Kept
+from coordinator.rounds.paced import STALE, Paced
 from coordinator.rounds.state import Round
-from coordinator.rounds.tasks import attempt_seed, task_id, turned_away
+from coordinator.rounds.tasks import turned_away
 from wire import RefusedError
-
-STALE: Final = "update-stale"
 
 _NO_MORE: Final = "the run has all its versions"
 
 
-class AsyncRounds(SynchronousRounds):
+class AsyncRounds(Paced):
     """The rounds of one run whose plan says ``mode = "asynchronous"``; ``spec`` has its ``buffer_size``.
 
     A run ends with a round of scoring, which is that of synchronous rounds; before, participants score the version that
@@ -252,87 +245,7 @@ class AsyncRounds(SynchronousRounds):
         """Whether a result of this participant for this task is still wanted."""
         return self._in_flight(name, task_id) or (self._scoring() and super().expects(name, task_id))
 
-    def refusal(self, name: str, task_id: str) -> RefusedError | None:
-        """That an update is too old."""
-        if not self._in_flight(name, task_id):
-            return None
-        staleness = self._staleness(self.state.pace.tasks[name])
-        if staleness <= self.spec.max_staleness:
-            return None
-        return RefusedError(
-            STALE,
-            f"the update of {name} is {staleness} versions behind; this run takes those up to "
-            f"{self.spec.max_staleness} behind",
-            "It gets a new task. If that happens often: fewer local steps there, or a larger [rounds] max_staleness or "
-            "buffer_size.",
-        )
-
     # ---- inside ---------------------------------------------------------------------------------------------------
-
-    def _scoring(self) -> bool:
-        """Whether the last round, of scoring, is open."""
-        current = self.state.open_round()
-        return current is not None and current.purpose == "evaluate"
-
-    def _buffer(self) -> Round:
-        """The newest buffer; there is one while a task is in flight."""
-        current = self.state.open_round()
-        assert current is not None
-        return current
-
-    def _staleness(self, task: Task) -> int:
-        """How many versions an update of this task is behind, if it comes now."""
-        return self._buffer().number - 1 - task.base_version
-
-    def _takes(self, task: Task) -> bool:
-        """Whether the run goes on and an update of this task would be taken."""
-        current = self.state.open_round()
-        goes_on = self.state.finished is None and current is not None and not current.sealed
-        return goes_on and self._staleness(task) <= self.spec.max_staleness
-
-    def _name(self, name: str, task: Task) -> str:
-        return task_id(self.run_id, task.round, task.attempt, name)
-
-    def _in_flight(self, name: str, identifier: str) -> bool:
-        task = self.state.pace.tasks.get(name)
-        return task is not None and self._name(name, task) == identifier
-
-    def _issue(self, name: str, task: Task) -> IssueTask:
-        return IssueTask(
-            participant=name,
-            task_id=self._name(name, task),
-            purpose="train",
-            round=task.round,
-            attempt=task.attempt,
-            base_version=task.base_version,
-            seed=attempt_seed(self.spec.seed, task.attempt),
-            evaluate=task.evaluate,
-            closes_s=task.closes_s,
-        )
-
-    def _give(self, decision: Decision, name: str, base: int, attempt: int, evaluate: bool, now_s: float) -> None:
-        closes_s = now_s + self.spec.deadline_s
-        self._record(
-            decision,
-            TaskIssued(participant=name, base_version=base, attempt=attempt, evaluate=evaluate, closes_s=closes_s),
-        )
-        decision.effects.append(self._issue(name, self.state.pace.tasks[name]))
-        decision.effects.append(WakeAt(at_s=closes_s))
-
-    def _end(self, decision: Decision, name: str, outcome: Excuse, code: str, message: str, *, again: bool) -> None:
-        fact = TaskEnded(
-            round=self._buffer().number, participant=name, outcome=outcome, code=code, message=message, again=again
-        )
-        self._record(decision, fact)
-
-    def _wake(self, decision: Decision) -> None:
-        """Be called at the next deadline."""
-        if self.state.finished is not None:
-            return
-        deadlines = [task.closes_s for task in self.state.pace.tasks.values()]
-        deadlines += [item.closes_s for item in self.state.open_rounds() if not item.sealed]
-        if deadlines:
-            decision.effects.append(WakeAt(at_s=min(deadlines)))
 
     def _advance(self, decision: Decision, now_s: float) -> None:
         """Go as far as the facts allow: open the first buffer, hand out tasks, seal, score, or finish."""
@@ -360,30 +273,6 @@ class AsyncRounds(SynchronousRounds):
         if enough and not self.state.pace.tasks:
             # Nobody is left who could fill it.
             self._seal(decision, buffer, now_s)
-
-    def _scored_along(self) -> bool:
-        """Whether the newest version is one that participants score as they begin to train from it."""
-        every = self.spec.evaluate_every
-        return every > 0 and self.state.version % every == 0
-
-    def _idle(self, buffer: Round) -> list[str]:
-        """Who is ready and has nothing to do, sorted."""
-        pace = self.state.pace
-        return sorted(self._available - pace.tasks.keys() - pace.failed - set(buffer.done()))
-
-    def _open_buffer(self, decision: Decision, now_s: float) -> None:
-        number = len(self.state.rounds) + 1
-        fact = RoundOpened(
-            round=number,
-            purpose="train",
-            base_version=number - 1,
-            cohort=(),
-            evaluate=False,
-            opened_s=now_s,
-            closes_s=now_s + self.spec.deadline_s,
-        )
-        self._record(decision, fact)
-        decision.effects.append(WakeAt(at_s=fact.closes_s))
 
     def _seal(self, decision: Decision, buffer: Round, now_s: float) -> None:
         """Merge what is in the buffer; the next one takes what comes meanwhile."""

@@ -94,6 +94,8 @@ class AttemptOpened:
 
     ``task_attempt`` says which training of the round it sums; ``context`` is the hash of all that was proposed, in hex.
     ``atoms`` says, in the order of the roster, who is summed together for the whole run; empty where there is one sum.
+    ``base_versions`` and ``base_attempts`` say from which version, and in which training from it, each update comes
+    in asynchronous rounds; else they are empty.
     """
 
     round: int
@@ -104,6 +106,8 @@ class AttemptOpened:
     prekeys: tuple[int, ...]
     opened_s: float
     atoms: tuple[int, ...] = ()
+    base_versions: tuple[int, ...] = ()
+    base_attempts: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,6 +265,13 @@ class UpdateBuffered:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UpdateTrained:
+    """Asynchronous rounds with secure sums: a participant has trained its task; its update waits there to be summed."""
+
+    participant: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskEnded:
     """Asynchronous rounds: a participant's task in flight ended without a result; see ParticipantExcused.
 
@@ -323,6 +334,7 @@ Fact = (
     | EvaluationClosed
     | TaskIssued
     | UpdateBuffered
+    | UpdateTrained
     | TaskEnded
     | BufferExtended
     | BufferSealed

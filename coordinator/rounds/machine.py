@@ -418,8 +418,7 @@ class SynchronousRounds:
             seat = item.seats.get(name)
             if seat is None:
                 continue
-            number = item.number if seat.base_version is None else seat.base_version + 1
-            if task != task_id(self.run_id, number, seat.attempt, name):
+            if task != self._seat_task(item, name):
                 continue
             known = seat.outcome == "done" and seat.digest == digest
             decision.effects.append(
@@ -441,6 +440,12 @@ class SynchronousRounds:
                 message="no such task was given to you in this run",
             )
         )
+
+    def _seat_task(self, current: Round, name: str) -> str:
+        """The name of the task whose result a seat is for; in asynchronous rounds it was issued rounds ago, perhaps."""
+        seat = current.seats[name]
+        number = current.number if seat.base_version is None else seat.base_version + 1
+        return task_id(self.run_id, number, seat.attempt, name)
 
     def _holds(self, current: Round, name: str, task: str) -> bool:
         if not self._is_pending(current, name):

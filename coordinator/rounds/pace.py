@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from coordinator.rounds.facts import TaskEnded, TaskIssued
 
@@ -47,6 +48,7 @@ class Pace:
 
     Attributes:
         tasks: In flight, by participant; at most one each.
+        trained: Whose result waits at its participant to be summed securely, by participant.
         lapsed: Of those who were taken for gone in the middle of a task: they may come back with its result.
         last: The task that each participant was given last.
         failed: Who gets no further task until the next version, or the buffer's next deadline.
@@ -54,6 +56,7 @@ class Pace:
     """
 
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
+    trained: dict[str, Task] = dataclasses.field(default_factory=dict)
     lapsed: dict[str, Task] = dataclasses.field(default_factory=dict)
     last: dict[str, Task] = dataclasses.field(default_factory=dict)
     failed: set[str] = dataclasses.field(default_factory=set)
@@ -66,7 +69,7 @@ class Pace:
             ValueError: It has one already, so the log is damaged.
         """
         name = fact.participant
-        if name in self.tasks:
+        if name in self.tasks or name in self.trained:
             raise ValueError(f"{name} has a task in flight already")
         self.lapsed.pop(name, None)
         self.tasks[name] = self.last[name] = Task(
@@ -84,9 +87,18 @@ class Pace:
             raise ValueError(f"{name} has no task in flight")
         return task
 
+    def finished(self, name: str) -> None:
+        """A participant has trained its task."""
+        self.trained[name] = self.answered(name)
+
+    def summed(self, names: Iterable[str]) -> None:
+        """The results of these are in a revealed sum."""
+        for name in names:
+            self.trained.pop(name, None)
+
     def ended(self, fact: TaskEnded) -> Task:
-        """A task is over without a result; which it was."""
-        task = self.answered(fact.participant)
+        """A task is over without a result that counts; which it was."""
+        task = self.trained.pop(fact.participant, None) or self.answered(fact.participant)
         if fact.outcome in ("vanished", "left"):
             self.lapsed[fact.participant] = task
         if not fact.again:

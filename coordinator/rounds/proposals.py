@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterable
 from typing import Final
 
-from coordinator.rounds.roster import choose_atoms, choose_roster
+from coordinator.rounds.roster import choose_atoms, choose_buffer, choose_roster, whole_atoms
 from coordinator.rounds.state import Round, RunState
 from privacy.secure_aggregation.atoms import atoms_per_group, draw_atoms
-from privacy.secure_aggregation.context import RoundContext, Seat
+from privacy.secure_aggregation.context import Base, RoundContext, Seat
 from privacy.secure_aggregation.identities import COORDINATOR_NAME
 from privacy.secure_aggregation.members import MemberList
 from privacy.secure_aggregation.prekeys import check_offered, offered
@@ -93,6 +94,56 @@ class Proposals:
             encoding=self._plan.encoding,
         )
 
+    def buffer(
+        self, state: RunState, current: Round, trained: frozenset[str], least: int, now_s: float
+    ) -> tuple[str, ...]:
+        """Whom of those who have trained, and are there, the next sum of asynchronous rounds is proposed to.
+
+        Args:
+            state: The run's; its pace says from which version each has trained.
+            current: The open buffer.
+            trained: Those who can answer now.
+            least: So many at least.
+            now_s: Seconds since the epoch.
+
+        Returns:
+            Names, sorted; empty where no sum is possible now.
+        """
+        certified = {name for name, member in self.members.members().items() if member.valid_at(now_s)}
+        possible = frozenset(self._seats(state, trained & certified, now_s))
+        # Who couldn't be in the last attempt is asked again only if nothing can be done without it.
+        for out in (left_out_now(current), cheats(current)):
+            wanted = self._together(state, possible - out)
+            if self.settings.group_size:
+                atoms = self._placed(state, wanted)
+                wanted = whole_atoms(wanted, atoms)
+                settings = self.settings.model_copy(update={"min_cohort": least})
+                found = choose_atoms(
+                    wanted=wanted, there=wanted, atoms=atoms, settings=settings, encoding=self._plan.encoding
+                )
+            else:
+                found = choose_buffer(
+                    trained=wanted,
+                    least=least,
+                    age={name: state.pace.trained[name].base_version for name in wanted},
+                    earlier=[
+                        frozenset(attempt.opened.roster) & certified
+                        for item in state.rounds
+                        for attempt in item.attempts
+                    ],
+                    settings=self.settings,
+                    encoding=self._plan.encoding,
+                )
+            if found:
+                return found
+        return ()
+
+    def _together(self, state: RunState, names: frozenset[str]) -> frozenset[str]:
+        """Those of whom enough have trained from the same version."""
+        base = {name: state.pace.trained[name].base_version for name in names}
+        count = collections.Counter(base.values())
+        return frozenset(name for name in names if count[base[name]] >= self.settings.min_same_base)
+
     def context(self, state: RunState, current: Round, roster: tuple[str, ...], now_s: float) -> RoundContext:
         """The context of the open round's next attempt with these participants."""
         if current.base_version != state.version:
@@ -100,6 +151,7 @@ class Proposals:
         settings, plan = self.settings, self._plan
         seats = self._seats(state, roster, now_s)
         atoms = self._placed(state, roster) if settings.group_size else {}
+        paced = plan.rounds.asynchronous and current.purpose == "train"
         return RoundContext(
             federation=plan.federation,
             members_count=self.members.count,
@@ -109,7 +161,7 @@ class Proposals:
             purpose=current.purpose,
             round=current.number,
             attempt=len(current.attempts) + 1,
-            task_attempt=task_attempt(current),
+            task_attempt=1 if paced else task_attempt(current),
             base_version=current.base_version,
             base_digest=bytes.fromhex(state.digest),
             dimension=plan.initial.dimension if current.purpose == "train" else 0,
@@ -123,7 +175,15 @@ class Proposals:
             expires_s=math.ceil(now_s + self._length_s),
             roster=tuple(seats[name] for name in roster),
             atoms=tuple(atoms[name] for name in roster if atoms),
+            bases=tuple(self._base(state, name) for name in roster) if paced else (),
         )
+
+    def _base(self, state: RunState, name: str) -> Base:
+        """What a participant's update was trained from."""
+        task = state.pace.trained[name]
+        version = task.base_version
+        digest = state.rounds[version - 1].digest if version else self._plan.initial.digest
+        return Base(version, task.attempt, bytes.fromhex(digest))
 
     def sitting_out(self, state: RunState, there: frozenset[str]) -> str:
         """Who is there and in no sum of groups, and what they wait for; for a person. Empty where there are none."""
@@ -186,9 +246,20 @@ def left_out(current: Round) -> set[str]:
     then the reason may be gone.
     """
     failed = [item.failed for item in current.attempts if item.failed is not None]
-    cheated = {name for item in failed if item.code in _BLAMING for name in item.excluded}
     last_spent = max((index for index, item in enumerate(failed, start=1) if item.spent), default=0)
-    return cheated.union(*(item.excluded for item in failed[last_spent:]))
+    return cheats(current).union(*(item.excluded for item in failed[last_spent:]))
+
+
+def cheats(current: Round) -> set[str]:
+    """Whoever was found to cheat in an attempt of the round."""
+    failed = [item.failed for item in current.attempts if item.failed is not None]
+    return {name for item in failed if item.code in _BLAMING for name in item.excluded}
+
+
+def left_out_now(current: Round) -> set[str]:
+    """Whoever cheated, and who couldn't be in the last attempt."""
+    failed = [item.failed for item in current.attempts if item.failed is not None]
+    return cheats(current).union(failed[-1].excluded if failed else ())
 
 
 def task_attempt(current: Round) -> int:

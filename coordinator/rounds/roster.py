@@ -8,6 +8,7 @@ of whole atoms, so that rosters may change by atoms; who is away takes its atom 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from privacy.secure_aggregation.errors import SecureAggregationError
@@ -16,6 +17,7 @@ from privacy.secure_aggregation.thresholds import thresholds
 from wire import ConfigError, SecureSpec
 
 _REMEMBERED = SitePolicy().remembered_rosters
+_HELD_BACK = 12  # of these some may have to wait for another sum
 
 
 def choose_roster(
@@ -47,6 +49,43 @@ def choose_roster(
         enough = candidate <= possible and _enough(candidate, there, settings, encoding)
         if enough and _allowed(candidate, earlier, settings):
             return tuple(sorted(candidate))
+    return ()
+
+
+def choose_buffer(
+    *,
+    trained: frozenset[str],
+    least: int,
+    age: Mapping[str, int],
+    earlier: Sequence[frozenset[str]],
+    settings: SecureSpec,
+    encoding: Callable[[int], object],
+) -> tuple[str, ...]:
+    """Choose the roster of an asynchronous sum: all who have trained, or all but a few where earlier rosters forbid it.
+
+    Each site compares a roster with the last ones that it was in itself, and these may be long past for one that is
+    slow; so do we. Those who wait in vain are the ones who trained from the newest versions.
+
+    Args:
+        trained: Who has trained and can answer now.
+        least: So many are needed.
+        age: The version that each has trained from.
+        earlier: The run's rosters so far, oldest first.
+        settings: The plan's.
+        encoding: As for :func:`choose_roster`.
+
+    Returns:
+        Names, sorted; empty where no roster is possible yet.
+    """
+    known = {roster for name in trained for roster in [item for item in earlier if name in item][-_REMEMBERED:]}
+    newest = sorted(trained, key=lambda name: (-age[name], name))[:_HELD_BACK]
+    for count in range(settings.min_roster_change + 1):
+        for held in itertools.combinations(newest, count):
+            roster = trained.difference(held)
+            if len(roster) < least or not _enough(roster, trained, settings, encoding):
+                break
+            if all(len(roster ^ other) in (0, *range(settings.min_roster_change, 2048)) for other in known):
+                return tuple(sorted(roster))
     return ()
 
 

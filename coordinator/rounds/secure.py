@@ -89,7 +89,7 @@ class SecureRounds(SynchronousRounds):
         self._key = key
         self._step_s = step_s
         self._fewest_groups = fewest_groups
-        self._respent = False
+        self._respenders: set[str] = set()
         self.log_count = 0
         self.log_head = bytes(32)
         self._last_line: Signed | None = None
@@ -107,7 +107,7 @@ class SecureRounds(SynchronousRounds):
         context = RoundContext.parse(Plan.parse(stored[0].statement.body).context)
         self.attempt = self._make(context)
         self.attempt.replay(stored)
-        self._respent = _respent(stored)
+        self._respenders = _respenders(stored)
 
     def offer(self, name: str, signed: Signed) -> None:
         """A participant's unused prekeys.
@@ -198,7 +198,7 @@ class SecureRounds(SynchronousRounds):
             part = self.attempt.receive(name, signed, now_s)
         except SecureAggregationError as error:
             raise RefusedError(error.code, error.message, error.hint) from None
-        self._respent = self._respent or _respent(part.records)
+        self._respenders |= _respenders(part.records)
         self._take(decision, part, now_s)
         return decision
 
@@ -357,10 +357,12 @@ class SecureRounds(SynchronousRounds):
                 prekeys=tuple(seat.index for seat in context.roster),
                 opened_s=now_s,
                 atoms=context.atoms,
+                base_versions=tuple(base.version for base in context.bases),
+                base_attempts=tuple(base.attempt for base in context.bases),
             ),
         )
         self.attempt = self._make(context)
-        self._respent = False
+        self._respenders = set()
         present = set(roster).intersection(self._available) - left_out(current)
         for name in sorted(present):
             self._seat(decision, current, name, self.attempt)
@@ -412,7 +414,7 @@ class SecureRounds(SynchronousRounds):
         unable = {name for name, seat in current.seats.items() if seat.outcome in ("declined", "refused")}
         context, out = self.attempt.context, unable | failed.excluded | left_out(current)
         willing = frozenset(position for position, name in enumerate(context.names) if name not in out)
-        spent = failed.spent or self._respent or not context.agrees(willing)
+        spent = failed.spent or bool(self._respenders) or not context.agrees(willing)
         self._record(
             decision,
             AttemptFailed(
@@ -430,16 +432,21 @@ class SecureRounds(SynchronousRounds):
 
     def _try_again(self, decision: Decision, current: Round, now_s: float) -> None:
         """Begin the next attempt of the open round, as soon as its pause is over and a roster is possible."""
-        last = current.attempts[-1].failed if current.attempts else None
-        if last is not None:
-            pause_s = 0.0 if last.attempt == 1 else min(self._step_s * 2 ** (last.attempt - 2), _LONGEST_PAUSE_S)
-            if now_s < last.failed_s + pause_s:
-                decision.effects.append(WakeAt(at_s=last.failed_s + pause_s))
-                return
+        if (pause_s := self._pause_until(current)) > now_s:
+            decision.effects.append(WakeAt(at_s=pause_s))
+            return
         cohort = set(current.attempts[-1].opened.roster if current.attempts else current.seats)
         roster = self._roster(cohort.union(self._available), now_s, current)
         if roster:
             self._begin(decision, current, roster, now_s)
+
+    def _pause_until(self, current: Round) -> float:
+        """When the next attempt of the open round may begin: at once the first time, then after growing pauses."""
+        last = current.attempts[-1].failed if current.attempts else None
+        if last is None:
+            return 0.0
+        pause_s = 0.0 if last.attempt == 1 else min(self._step_s * 2 ** (last.attempt - 2), _LONGEST_PAUSE_S)
+        return last.failed_s + pause_s
 
     # ---- inside: rounds ---------------------------------------------------------------------------------------------
 
@@ -522,19 +529,22 @@ class SecureRounds(SynchronousRounds):
         Also before that end: a coordinator that was killed in between has told nobody, and when the next round opens,
         sites would give their tasks up as superseded.
         """
-        revealed = [item for item in self.state.rounds if item.revealed is not None]
-        if not revealed:
+        last = self._remembered(name)
+        if last is None:
             return
-        last = revealed[-1]
-        seat = last.seats.get(name)
-        if seat is None or seat.outcome != "done":
-            return
-        decision.effects.append(SendReceipt(participant=name, task_id=self._task(last, name).task_id, accepted=True))
+        decision.effects.append(SendReceipt(participant=name, task_id=self._seat_task(last, name), accepted=True))
         if last.closed_s is not None and self._last_line is not None:
             decision.effects.append(SendStatement(participant=name, statement=self._last_line))
 
+    def _remembered(self, name: str) -> Round | None:
+        """The round of the last sum, where it holds an update of this participant."""
+        last = next((item for item in reversed(self.state.rounds) if item.revealed is not None), None)
+        return last if last is not None and name in last.done() else None
 
-def _respent(records: Iterable[Record]) -> bool:
-    """Whether a participant has said that its update may be known in a sum."""
-    said = [record.statement.body for record in records if record.sender]
-    return any(kind_of(body) == Refused.KIND and Refused.parse(body).code == _MAY_BE_REVEALED for body in said)
+
+def _respenders(records: Iterable[Record]) -> set[str]:
+    """Which participants have said that their update may be known in a sum."""
+    said = [(record.sender, record.statement.body) for record in records if record.sender]
+    return {
+        name for name, body in said if kind_of(body) == Refused.KIND and Refused.parse(body).code == _MAY_BE_REVEALED
+    }

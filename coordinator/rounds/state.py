@@ -27,6 +27,7 @@ from coordinator.rounds.facts import (
     TaskIssued,
     UpdateAccepted,
     UpdateBuffered,
+    UpdateTrained,
     VersionCommitted,
 )
 from coordinator.rounds.pace import Kept, Pace, Task
@@ -146,6 +147,9 @@ class RunState:
         if isinstance(fact, TaskIssued):
             self.pace.issued(fact)
             return
+        if isinstance(fact, UpdateTrained):
+            self.pace.finished(fact.participant)
+            return
         current = next((item for item in self.open_rounds() if item.number == fact.round), None)
         if current is None:
             raise ValueError(f"{type(fact).__name__} names round {fact.round}, which isn't open")
@@ -161,11 +165,13 @@ class RunState:
         elif isinstance(fact, AttemptOpened):
             current.attempts.append(SecureAttempt(opened=fact))
             self.atoms.update(zip(fact.roster, fact.atoms, strict=bool(fact.atoms)))
+            _seat_trained(current, fact)
         elif isinstance(fact, AttemptFailed):
             current.attempts[-1].failed = fact
             current.complaints.append(fact.message)
         elif isinstance(fact, SumRevealed):
             _reveal(current, fact)
+            self.pace.summed(fact.survivors)
         elif isinstance(fact, RoundSealed):
             current.sealed = True
         elif isinstance(fact, MergeFailed):
@@ -245,6 +251,14 @@ class RunState:
                 seats={name: Seat() for name in fact.cohort},
             )
         )
+
+
+def _seat_trained(current: Round, fact: AttemptOpened) -> None:
+    """In asynchronous rounds those who have trained get their seats when a sum is proposed to them."""
+    if not fact.base_versions:
+        return
+    for name, version, attempt in zip(fact.roster, fact.base_versions, fact.base_attempts, strict=True):
+        current.seats[name] = Seat(attempt=attempt, base_version=version)
 
 
 def _reveal(current: Round, fact: SumRevealed) -> None:

@@ -42,6 +42,18 @@ def merging(current: Round) -> str:
     return f"Merging {len(current.done())} updates of round {current.number}."
 
 
+def buffered(number: int, there: Sequence[str], size: int, training: Sequence[str], away: Sequence[str]) -> str:
+    """How full a buffer is whose updates wait at their participants.
+
+    >>> buffered(3, ["a"], 2, ["b"], ["c"])
+    'Version 3: 1 of 2 updates are trained (a); in training: b; trained and away: c.'
+    """
+    who = f" ({listed(there)})" if there else ""
+    gone = f"; trained and away: {listed(away)}" if away else ""
+    busy = listed(training) or "nobody"
+    return f"Version {number}: {len(there)} of {size} updates are trained{who}; in training: {busy}{gone}."
+
+
 def listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Final, Literal, cast
 
@@ -79,6 +80,21 @@ class Seat:
         return Signed(prekey.body(), self.signature)
 
 
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What a seat's update was trained from, where participants train at their own pace.
+
+    Attributes:
+        version: Of the model.
+        attempt: Which training of this participant from that version, from 1.
+        digest: SHA-256 of the version's checkpoint.
+    """
+
+    version: int
+    attempt: int
+    digest: bytes
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundContext:
     """Everything that the parties of one attempt agree on before it begins.
@@ -93,7 +109,8 @@ class RoundContext:
         round: From 1.
         attempt: From 1 within the round; every attempt has fresh masks.
         task_attempt: Which training of the round the updates come from.
-        base_version: The version of the model that is trained from or scored.
+        base_version: The version of the model that is trained from or scored; with ``bases``, the one that the sum
+            changes.
         base_digest: SHA-256 of its checkpoint.
         dimension: Coordinates d of an update; 0 for scoring.
         encoding: From updates to ring elements.
@@ -106,6 +123,8 @@ class RoundContext:
         expires_s: Seconds since the epoch; no participant answers later.
         roster: Sorted by name; a position in it is a participant's number in the round.
         atoms: The atom of each seat, in the order of the roster (see ``atoms``); empty for one sum.
+        bases: What each seat's update was trained from, in the order of the roster, where that isn't the same for all
+            (asynchronous rounds); else empty.
 
     Formal Guarantees:
         :attr:`hash` is injective in all of these fields, unless SHA-256 is broken; :meth:`parse` gives the context
@@ -134,6 +153,7 @@ class RoundContext:
     expires_s: int
     roster: tuple[Seat, ...]
     atoms: tuple[int, ...] = ()
+    bases: tuple[Base, ...] = ()
 
     def canonical(self) -> bytes:
         """The canonical bytes, as a ``Plan`` carries them."""
@@ -144,8 +164,11 @@ class RoundContext:
         values = [getattr(self, name) for name in _FIELDS]
         plain = [_row(value) if isinstance(value, Encoding) else value for value in values]
         grouped = (self.atoms,) if self.group_size else ()
+        based = (tuple(dataclasses.astuple(base) for base in self.bases),) if self.bases else ()
         # The seats as a table: with a hundred of them their keys would weigh less than their lengths and tags.
-        return encode((PROTOCOL, *plain, *grouped, self.names, PREKEYS.write(seat.cells() for seat in self.roster)))
+        return encode(
+            (PROTOCOL, *plain, *grouped, *based, self.names, PREKEYS.write(seat.cells() for seat in self.roster))
+        )
 
     @functools.cached_property
     def hash(self) -> bytes:
@@ -174,10 +197,12 @@ class RoundContext:
                 raise _malformed(f"{name} is out of range")
         table["encoding"] = Encoding(**dict(zip(_ENCODING, table["encoding"], strict=True)))
         roster = _seats(names, seats)
-        atoms = _atoms(values[len(_FIELDS) :], table["group_size"], len(roster))
+        rest = values[len(_FIELDS) :]
+        atoms = _atoms(rest, table["group_size"], len(roster))
+        bases = _bases(rest[1:] if table["group_size"] else rest, table["base_version"], len(roster))
         if atoms and not table["freeze"]:
             raise _malformed("sums of groups need a freeze: before it nobody knows which atoms are whole")
-        context = cls(**table, roster=roster, atoms=atoms)
+        context = cls(**table, roster=roster, atoms=atoms, bases=bases)
         context.layout.check(len(context.roster))
         return context
 
@@ -220,6 +245,24 @@ class RoundContext:
     def names(self) -> tuple[str, ...]:
         """Of the roster, by position."""
         return tuple(seat.name for seat in self.roster)
+
+    def task_of(self, position: int) -> tuple[int, int, bytes]:
+        """The round and the attempt of the training whose update a seat brings, and the digest of its base."""
+        if not self.bases:
+            return self.round, self.task_attempt, self.base_digest
+        base = self.bases[position]
+        return base.version + 1, base.attempt, base.digest
+
+    def counted(self, position: int, examples: int) -> int:
+        """The examples that a seat's update counts for: fewer where newer versions were made since its base.
+
+        With a staleness of s they are min(examples, weight_cap) / sqrt(1 + s), to the nearest integer and 1 at least
+        (FedBuff's polynomial discount; Nguyen et al. 2022).
+        """
+        staleness = self.base_version - self.bases[position].version if self.bases else 0
+        if not staleness:
+            return examples
+        return max(1, round(self.encoding.weight(examples) / math.sqrt(1.0 + staleness)))
 
     def position(self, name: str) -> int | None:
         """A participant's place in the roster."""
@@ -269,12 +312,27 @@ def _seats(names: Any, seats: Any) -> tuple[Seat, ...]:
 
 def _atoms(rest: list[Any], group_size: int, seats: int) -> tuple[int, ...]:
     """The atom of each seat: there where sums are made of groups, and only there."""
-    if len(rest) != (1 if group_size else 0):
-        raise _malformed("it has another number of fields")
-    atoms = rest[0] if rest else ()
+    atoms = (rest[0] if rest else None) if group_size else ()
     if not isinstance(atoms, tuple) or len(atoms) != (seats if group_size else 0) or not all(map(_natural, atoms)):
         raise _malformed("atoms doesn't name an atom for each seat")
     return atoms
+
+
+def _bases(rest: list[Any], newest: int, seats: int) -> tuple[Base, ...]:
+    """What each seat's update was trained from: the last field, where there is one."""
+    if not rest:
+        return ()
+    if len(rest) > 1 or not isinstance(rest[0], tuple) or len(rest[0]) != seats:
+        raise _malformed("it has another number of fields, or bases doesn't name one for each seat")
+    found = []
+    for row in rest[0]:
+        if not isinstance(row, tuple) or len(row) != 3:
+            raise _malformed("a base of the roster has another form")
+        version, attempt, digested = row
+        if not (_natural(version) and version <= newest and _natural(attempt) and attempt > 0 and _hash(digested)):
+            raise _malformed("a base of the roster is out of range")
+        found.append(Base(version, attempt, digested))
+    return tuple(found)
 
 
 def _natural(value: Any) -> bool:

@@ -81,7 +81,7 @@ class Hand(Secret):
 
     def is_for(self, task: Assignment | None) -> bool:
         """Whether the attempt sums the results of this task."""
-        return task is not None and not differences(self.context, task)
+        return task is not None and not differences(self.context, self.position, task)
 
     def group(self) -> Group | None:
         """My mask group; None before the delivery, and where my atom isn't whole: I only keep shares then."""
@@ -169,10 +169,13 @@ class Hand(Secret):
         return dealer.to_bytes(2, "big"), shares[kind], hashed
 
 
-def differences(context: RoundContext, task: Assignment) -> list[str]:
-    """The fields in which a context isn't about this task, the model's last."""
+def differences(context: RoundContext, position: int, task: Assignment) -> list[str]:
+    """The fields in which a seat of a context isn't about this task, the model's last."""
     names = [field.name for field in dataclasses.fields(task)]
-    return [name for name in names if getattr(context, name) != getattr(task, name)]
+    own = dict(zip(("round", "task_attempt", "base_digest"), context.task_of(position), strict=True))
+    found = {name: own[name] if name in own else getattr(context, name) for name in names if name != "asynchronous"}
+    found["asynchronous"] = bool(context.bases)
+    return [name for name in names if found[name] != getattr(task, name)]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ class Entry:
         context: H_R of the attempt.
         run_id: The run.
         purpose: Train or evaluate.
-        round: Of the run.
+        round: Of the training: the one that follows its base version.
         task_attempt: Which training of the round.
+        summed: The round of the attempt. It is another one than that of the training in asynchronous rounds only.
         keepers: Names of those that were dealt its shares.
         needed: So many of them must have erased their shares before the update may be used again; more than there are
             where it can't be any more.
@@ -49,6 +50,7 @@ class Entry:
     purpose: str
     round: int
     task_attempt: int
+    summed: int
     keepers: frozenset[str]
     needed: int
 
@@ -57,9 +59,13 @@ class Entry:
         """Whose result the update is."""
         return self.run_id, self.purpose, self.round, self.task_attempt
 
+    def repeated_by(self, task: tuple[str, str, int, int]) -> bool:
+        """Whether another training may give the same update again: one from the same version, or an earlier one."""
+        return self.task[:2] == task[:2] and task[2] <= self.round
+
     def note(self) -> bytes:
         """As it is stored."""
-        return encode((self.context, *self.task, tuple(sorted(self.keepers)), self.needed))
+        return encode((self.context, *self.task, self.summed, tuple(sorted(self.keepers)), self.needed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +129,8 @@ class History:
         self.earlier.append(Earlier(run_id, round_number, attempt, frozenset(names)))
 
     def _read_entered(self, value: Any) -> None:
-        context, run_id, purpose, round_number, task_attempt, keepers, needed = value
-        entry = Entry(context, run_id, purpose, round_number, task_attempt, frozenset(keepers), needed)
+        context, run_id, purpose, round_number, task_attempt, summed, keepers, needed = value
+        entry = Entry(context, run_id, purpose, round_number, task_attempt, summed, frozenset(keepers), needed)
         self._entered[context] = entry
 
     def _read_retired(self, value: Any) -> None:
@@ -184,21 +190,23 @@ class History:
 
     # ---- one update, one sum ----------------------------------------------------------------------------------------
 
-    def enter(self, context: RoundContext) -> list[Note | Forget]:
-        """The update is masked for this attempt."""
+    def enter(self, context: RoundContext, position: int) -> list[Note | Forget]:
+        """The update of the seat at ``position`` is masked for this attempt."""
         numbers = context.numbers
+        number, task_attempt, _ = context.task_of(position)
         changes: list[Note | Forget] = []
         for old in list(self._entered.values()):
-            # No later plan of the run goes back to an earlier round.
-            if old.run_id == context.run_id and old.round < context.round:
+            # No later training of the run goes back to an earlier version.
+            if old.run_id == context.run_id and old.round < number:
                 del self._entered[old.context]
                 changes.append(Forget(b"", "entered", old.note()))
         entry = Entry(
             context.hash,
             context.run_id,
             context.purpose,
+            number,
+            task_attempt,
             context.round,
-            context.task_attempt,
             frozenset(context.names[item] for item in context.keepers),
             numbers.keepers - numbers.threshold + numbers.corrupt + 1,
         )
@@ -214,12 +222,27 @@ class History:
         self._entered[context.hash] = new
         return [Forget(b"", "entered", old.note()), Note("entered", b"", new.note())]
 
+    def spare(self, context: RoundContext) -> list[Note | Forget]:
+        """A quorum has signed survivors without this site: its update wasn't used up, and may be in another sum.
+
+        Formal Guarantees:
+            Q keepers signed, at least Q - c of them honest. An honest keeper signs one survivor set and releases shares
+            for it alone, so at most m - Q + c keepers can give a share of this site's self mask, which are fewer than
+            t = Q since 2 Q > m + c (``thresholds``). What was uploaded stays masked for good.
+        """
+        old = self._entered.pop(context.hash, None)
+        return [Forget(b"", "entered", old.note())] if old is not None else []
+
     def retire(self, context: RoundContext) -> list[Note | Forget]:
         """The shares of this attempt are being erased in this transaction, and none was released."""
         new = Retired(context.hash, context.run_id, context.round)
         self._retired[context.hash] = new
         changes: list[Note | Forget] = [Note("retired", b"", new.note())]
-        old = [item for item in self._retired.values() if item.run_id == context.run_id and item.round < context.round]
+        old = [
+            item
+            for item in self._retired.values()
+            if item.run_id == context.run_id and item.round < context.round and not context.bases
+        ]
         old += list(self._retired.values())[:-_MAX_RETIRED]
         for item in old:
             if self._retired.pop(item.context, None) is not None:
@@ -227,13 +250,20 @@ class History:
         return changes
 
     def retired_in(self, context: RoundContext) -> tuple[bytes, ...]:
-        """The attempts of the same round that this site can say to have retired, the latest ones if they are many."""
-        place = (context.run_id, context.round)
-        found = [item.context for item in self._retired.values() if (item.run_id, item.round) == place]
+        """The attempts that this site can say to have retired, the latest ones if they are many.
+
+        They are those of the same round; in asynchronous rounds, where an update may be summed in a later round than
+        the one that it was masked for, those of the run.
+        """
+        mine = [item for item in self._retired.values() if item.run_id == context.run_id]
+        found = [item.context for item in mine if context.bases or item.round == context.round]
         return tuple(found[-MAX_RETIRED:])
 
-    def reuse(self, context: RoundContext, acceptances: Iterable[Acceptance]) -> None:
-        """Refuse where the update could end up in two published sums (A6).
+    def reuse(self, context: RoundContext, position: int, acceptances: Iterable[Acceptance]) -> None:
+        """Refuse where the update of the seat at ``position`` could end up in two published sums (A6).
+
+        In asynchronous rounds two trainings from one version count as one update, since training is repeatable: between
+        rounds, where no other rule compares the sums (within one, :meth:`check_sets` does).
 
         Formal Guarantees:
             Let an update have been masked for attempt a with m keepers, of which at most c are corrupt, and threshold
@@ -244,10 +274,12 @@ class History:
         Raises:
             Refusal: "update-may-be-revealed".
         """
-        task = (context.run_id, context.purpose, context.round, context.task_attempt)
+        number, task_attempt, _ = context.task_of(position)
+        task = (context.run_id, context.purpose, number, task_attempt)
         said = [(context.names[item.position], frozenset(item.retired)) for item in acceptances]
         for entry in self._entered.values():
-            if entry.task != task or entry.context == context.hash:
+            again = bool(context.bases) and entry.summed != context.round and entry.repeated_by(task)
+            if (entry.task != task and not again) or entry.context == context.hash:
                 continue
             erased = {name for name, retired in said if entry.context in retired and name in entry.keepers}
             if len(erased) < entry.needed:
@@ -259,7 +291,7 @@ class History:
                 )
                 raise Refusal(
                     "update-may-be-revealed",
-                    f"this update was uploaded in an earlier attempt of round {context.round}, {why}",
+                    f"this update was uploaded in an earlier attempt of round {entry.summed}, {why}",
                 )
 
     # ---- two sums, one model ----------------------------------------------------------------------------------------

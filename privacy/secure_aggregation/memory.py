@@ -89,6 +89,7 @@ class Assignment:
         group_size: That the run's plan asks for; 0 for one sum.
         base_digest: SHA-256 of the checkpoint to start from.
         dimension: Coordinates of an update; 0 for scoring.
+        asynchronous: Whether the updates of a sum may be trained from different versions.
     """
 
     run_id: str
@@ -99,3 +100,4 @@ class Assignment:
     group_size: int
     base_digest: bytes
     dimension: int
+    asynchronous: bool = False

@@ -34,7 +34,7 @@ from privacy.secure_aggregation.history import History
 from privacy.secure_aggregation.keys import Random, Secret, SigningKey
 from privacy.secure_aggregation.members import MemberList
 from privacy.secure_aggregation.memory import Assignment, Deliver, Discard, Forget, Note, Step
-from privacy.secure_aggregation.policy import SitePolicy, check_context
+from privacy.secure_aggregation.policy import SitePolicy, check_base, check_context
 from privacy.secure_aggregation.prekeys import PrekeySecret, PrekeyStock
 from privacy.secure_aggregation.sharing import deal, seed_commitment
 from privacy.secure_aggregation.signed import cleaned
@@ -218,7 +218,7 @@ class Participant(Secret):
         if hand.digest is None:
             hand.digest = digest
             step.changes.append(Note("masked", context, digest))
-            step.changes += self._history.enter(hand.context)
+            step.changes += self._history.enter(hand.context, hand.position)
             # What could unmask the update at this site goes before the update leaves it.
             self._drop_secrets(step, hand)
         step.work += [Discard(context), Deliver(hand.context, digest)]
@@ -240,12 +240,13 @@ class Participant(Secret):
     def _accept(self, context: RoundContext, task: Assignment, now_s: float) -> Step:
         """Agree to a plan, or raise before anything has changed."""
         check_context(context, self._policy, self.members, self._history.earlier, now_s)
-        for name in differences(context, task):  # A3: another model, task or shape for one participant
-            what = "model-mismatch" if name in ("base_digest", "dimension") else "task-mismatch"
-            raise Refusal(what, f"the plan's {name} isn't that of the task this site was given")
         position = context.position(self.name)
         if position is None:
             raise Refusal("roster-without-me", "the roster doesn't hold this site")
+        for name in differences(context, position, task):  # A3: another model, task or shape for one participant
+            what = "model-mismatch" if name in ("base_digest", "dimension") else "task-mismatch"
+            raise Refusal(what, f"the plan's {name} isn't that of the task this site was given")
+        check_base(context, position, self._policy)
         self._history.check_atom(context, position)
         prekey = self.stock.find(context.roster[position])
         seed = self._random(32)
@@ -326,7 +327,7 @@ class Participant(Secret):
         found = groups(hand.context, {item: acceptance.beacon for item, acceptance in acceptances.items()})
         mine = group_of(found, hand.position)
         check_group(hand, mine, frozenset(acceptances), self._policy, "the accepted set")
-        self._history.reuse(hand.context, acceptances.values())
+        self._history.reuse(hand.context, hand.position, acceptances.values())
         hand.take(signed.body, acceptances, found, parcels)
         step.changes.append(Note("delivered", hand.context.hash, signed.body))
         if not hand.context.freeze:
@@ -434,7 +435,7 @@ class Participant(Secret):
             Note("released", context.hash, encode((hand.release.body, hand.release.signature))),
             Forget(context.hash, "share-key"),
             *self._history.publish(context, hand.sets(hand.survivors)),
-            *self._history.spend(context),
+            *(self._history.spend(context) if hand.position in hand.survivors else self._history.spare(context)),
         ]
         return Step(changes=changes, answers=[hand.release])
 
@@ -443,6 +444,7 @@ class Participant(Secret):
         if hand.survivors is not None and hand.survivors != frozenset(positions_of(opened.survivors)):
             raise Refusal("result-foreign", "the result names other survivors than this keeper has signed")
         step = Step(changes=[Forget(hand.context.hash)], work=[Discard(hand.context.hash)])
+        # In doubt, this site's update is in the sum; whoever left it out had a quorum's word for it before.
         step.changes += self._history.spend(hand.context)
         self._hand = None
         return step

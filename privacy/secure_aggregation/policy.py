@@ -47,6 +47,8 @@ class SitePolicy:
         remembered_rosters: How many earlier rosters are compared.
         min_group: Where a plan asks for sums of groups: the smallest atom, hence the fewest among whom this site's
             update is hidden over a whole run, whatever groups the atoms are put into (``atoms``).
+        min_same_base: Where participants train at their own pace: from the version that this site's update was trained
+            from, at least so many updates of a sum must be. See :func:`check_base`.
         max_value_bits: The most bits that one value may take.
         max_clip_norm: The largest L2 norm that an update may keep.
         max_clip_value: The largest single value that an update may keep.
@@ -62,6 +64,7 @@ class SitePolicy:
     min_roster_change: int = 2
     remembered_rosters: int = 5
     min_group: int = MIN_COHORT
+    min_same_base: int = 1
     max_value_bits: int = 30
     max_clip_norm: float = 1e4
     max_clip_value: float = 1e3
@@ -75,6 +78,7 @@ class SitePolicy:
             ("min_roster_change", 1, math.inf),
             ("remembered_rosters", 0, MAX_REMEMBERED),
             ("min_group", MIN_COHORT, math.inf),
+            ("min_same_base", 1, math.inf),
             ("max_value_bits", 2, 30),
         ):
             if not low <= getattr(self, name) <= high:
@@ -124,6 +128,30 @@ def check_context(
     _check_roster(context, members, now_s)
     if not context.group_size:
         _check_change(context, policy, members, earlier, now_s)
+
+
+def check_base(context: RoundContext, position: int, policy: SitePolicy) -> None:
+    """Refuse an asynchronous sum in which too few others started from this site's own base version.
+
+    In a synchronous round all train from one model. Here a coordinator that makes versions up could give each site a
+    model of its own: those from which the others learn nothing, so that the sum is one site's update (model
+    inconsistency; Pasquini et al., CCS 2022). With m updates of a sum from one version, and the same digest of it for
+    all of them, the sum hides each of these as a synchronous one of m would, whatever the others' models were.
+
+    Raises:
+        Refusal: "base-alone".
+    """
+    if not context.bases or policy.min_same_base <= 1:
+        return
+    own = context.bases[position]
+    same = sum(1 for base in context.bases if (base.version, base.digest) == (own.version, own.digest))
+    if same < policy.min_same_base:
+        raise Refusal(
+            "base-alone",
+            f"{same} of the {len(context.bases)} updates of the sum were trained from version {own.version}, as this "
+            f"site's; it asks for {policy.min_same_base} at least",
+            policy.setting("min_same_base"),
+        )
 
 
 def _check_time(context: RoundContext, earlier: Iterable[Earlier], now_s: float) -> None:

@@ -81,7 +81,7 @@ def test_a_run_of_training_and_scoring_merges_the_means_of_its_groups(sites: int
 
 
 def test_larger_groups_are_drawn_anew_from_the_same_atoms() -> None:
-    world = grouped(12, least=12, group_size=6, count=4, evaluate_every=0)
+    world = grouped(12, least=12, group_size=6, count=10, evaluate_every=0)
     world.check_replay = False
     world.join()
     check(world)

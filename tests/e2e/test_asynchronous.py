@@ -176,15 +176,22 @@ async def test_a_restart_of_the_coordinator_in_mid_buffer_loses_nothing(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_processes_that_are_killed_in_an_asynchronous_run_are_waited_for_by_nobody(tmp_path: Path) -> None:
-    pace = 'mode = "asynchronous"\nbuffer_size = 2'
+@pytest.mark.parametrize(("aggregation", "size"), [("plain", 2), ("secure", 3)])
+def test_processes_that_are_killed_in_an_asynchronous_run_are_waited_for_by_nobody(
+    tmp_path: Path, aggregation: str, size: int
+) -> None:
+    pace = f'mode = "asynchronous"\nbuffer_size = {size}'
     config = configuration(
-        tmp_path, participants=4, rounds=12, steps=60, min_updates=2, lease_s=3.0, aggregation="plain", pace=pace
+        tmp_path, participants=5, rounds=24, steps=60, min_updates=size, lease_s=3.0, aggregation=aggregation, pace=pace
     )
-    names = [f"site-{index}" for index in range(4)]
+    names = [f"site-{index}" for index in range(5)]
     with Deployment(tmp_path, config) as federation:
         federation.start_coordinator()
-        federation.join(*names, data={name: data_of(index, 4) for index, name in enumerate(names)}, allow_plain=True)
+        federation.join(
+            *names,
+            data={name: data_of(index, 5) for index, name in enumerate(names)},
+            allow_plain=aggregation == "plain",
+        )
         for name in names:
             federation.start_participant(name)
         federation.fix_ports()
@@ -194,12 +201,15 @@ def test_processes_that_are_killed_in_an_asynchronous_run_are_waited_for_by_nobo
         federation.kill(federation.coordinator)
         federation.start_coordinator()
         federation.start_participant(names[0])
-        status = federation.wait("finished", 120)
-    assert status["version"] == 12
+        status = federation.wait("finished", 180)
+        if aggregation == "secure":
+            place = ("--config", str(federation.config))
+            assert "right, bit for bit" in federation.fedloom("coordinator", "verify-log", *place).stdout
+    assert status["version"] == 24
     merged = [
         {seat["name"] for seat in item["participants"] if seat["outcome"] == "merged"}
         for item in status["history"]
         if int(item["version"])
     ]
-    assert all(len(seats) >= 2 for seats in merged)
+    assert all(len(seats) >= size for seats in merged)
     assert set().union(*merged) == set(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,7 @@ from coordinator.rounds import (
     Line,
     Revealed,
     RunState,
+    SecureBuffers,
     SecureRounds,
     SendReceipt,
     SendStatement,
@@ -86,6 +88,7 @@ class RoundsWorld(World):
         self.hold_merge = False
         self.effects: list[Effect] = []
         self.orders: list[BeginUnmask] = []
+        self.orders_merged: list[BeginMerge] = []
         self.reveals: list[tuple[BeginUnmask, Revealed]] = []
         self.check_replay = False
         self.here: set[str] = set()
@@ -94,7 +97,8 @@ class RoundsWorld(World):
 
     def _rounds(self, state: RunState | None = None) -> SecureRounds:
         fresh = RunState(digest=self.plan.initial.digest, size=self.plan.initial.size)
-        return SecureRounds(self.plan, state or fresh, members=self.members, key=self.key, step_s=STEP_S)
+        machine = SecureBuffers if self.plan.rounds.asynchronous else SecureRounds
+        return machine(self.plan, state or fresh, members=self.members, key=self.key, step_s=STEP_S)
 
     @property
     def rounds(self) -> SecureRounds:
@@ -192,8 +196,8 @@ class RoundsWorld(World):
         )
 
     def merge(self, order: BeginMerge) -> None:
-        digest = hashlib.sha256(f"version {order.round}".encode()).hexdigest()
-        self.carry(self.rounds.committed(order, digest, self.plan.initial.size, self.now))
+        self.orders_merged.append(order)
+        self.carry(self.rounds.committed(order, _version(order.round), self.plan.initial.size, self.now))
 
     def restored(self) -> SecureRounds:
         """The machine as a hub would make it from what is stored."""
@@ -292,6 +296,13 @@ class RoundsWorld(World):
             issued = self.tasks[name]
             self.trained.append(issued.task_id)
             self.sites[name].train(Assignment(**assigned(issued, self.plan, self.state)))
+            if isinstance(self.machine, SecureBuffers) and issued.purpose == "train":
+                self.later(functools.partial(self._trained, name, issued.task_id))
+
+    def _trained(self, name: str, task_id: str) -> None:
+        assert isinstance(self.machine, SecureBuffers)
+        if name not in self.dead:
+            self.carry(self.machine.trained(name, task_id, self.now))
 
     def decline(self, name: str, code: str = "training") -> None:
         error = RefusedError(code, f"{name} can't train")
@@ -313,6 +324,11 @@ class RoundsWorld(World):
 
     def reconnect(self, name: str) -> None:
         self.carry(self.rounds.available(name, self.now))
+
+    def reborn(self, name: str) -> None:
+        """A site was killed, and is back before anybody noticed."""
+        self.sites[name].restart()
+        self.reconnect(name)
 
     def remove(self, name: str) -> None:
         """The root removes a member; everybody pins the longer list."""
@@ -361,14 +377,22 @@ class _Attempt:
         self.context = order.order.context
 
 
+def _version(number: int) -> str:
+    """Digest of what the merge of a round gives."""
+    return hashlib.sha256(f"version {number}".encode()).hexdigest()
+
+
 def assigned(issued: IssueTask, plan: RunPlan, state: RunState) -> dict[str, Any]:
+    paced = plan.rounds.asynchronous and issued.purpose == "train"
+    trained_from = plan.initial.digest if not issued.base_version else _version(issued.base_version)
     return {
         "run_id": plan.run_id,
         "plan_hash": plan.hash,
         "purpose": issued.purpose,
         "round": issued.round,
         "task_attempt": issued.attempt,
-        "base_digest": bytes.fromhex(state.digest),
+        "base_digest": bytes.fromhex(trained_from if paced else state.digest),
+        "asynchronous": paced,
         "dimension": plan.initial.dimension if issued.purpose == "train" else 0,
         "group_size": plan.secure.group_size if plan.secure is not None else 0,
     }

@@ -135,7 +135,7 @@ class Site:
         if self.fuse >= 0:
             return False
         self.fuse = None
-        self.world.reconnect(self.name)
+        self.world.reborn(self.name)
         return True
 
     def perform(self, step: Step) -> None:
@@ -174,6 +174,9 @@ class Site:
 
     def _masked(self, work: Mask) -> bytes:
         update, examples, metrics = self.world.inputs[self.name]
+        position = work.context.position(self.name)
+        assert position is not None
+        examples = work.context.counted(position, examples)
         encoding = work.context.encoding
         trains = work.context.dimension > 0
         encoder = encoding.encoder(update, examples, self.name.encode().ljust(32, b"d")) if trains else None
@@ -449,6 +452,10 @@ class World:
             self.perform(self.attempt.gone(name, self.now))
         self.revive(name)
 
+    def reborn(self, name: str) -> None:
+        """A site was killed, and is back before anybody noticed."""
+        self.reconnect(name)
+
     def restart_coordinator(self) -> None:
         """kill -9 of the coordinator: the attempt comes back from its records; what was on its way is lost."""
         assert self.attempt is not None
@@ -519,6 +526,7 @@ class World:
         for position in members:
             name = context.names[position]
             update, examples, metrics = self.inputs[name]
+            examples = context.counted(position, examples)
             if context.dimension:
                 main += context.encoding.encode(update, examples, name.encode().ljust(32, b"d"))
             tail += encode_tail(context.layout, context.encoding.weight(examples), metrics)

@@ -15,11 +15,20 @@ from coordinator.planning import check_merging, make_plan, planned_rounds, same_
 from wire import AggregationSpec, ConfigError, FederationConfig, RefusedError, RunPlan, validate
 
 
-def config(*, merging: dict[str, Any] | None = None, mode: str = "plain", **rounds: Any) -> FederationConfig:
+def config(
+    *,
+    merging: dict[str, Any] | None = None,
+    mode: str = "plain",
+    secure: dict[str, Any] | None = None,
+    privacy: dict[str, Any] | None = None,
+    **rounds: Any,
+) -> FederationConfig:
     table = {
         "rounds": {"mode": "asynchronous", **rounds},
         "aggregation": {"mode": mode},
         "merging": merging or {},
+        "secure_aggregation": secure or {},
+        "privacy": privacy or {},
     }
     return validate(FederationConfig, table, "federation.toml")
 
@@ -83,7 +92,10 @@ def test_a_fraction_of_hostile_participants_is_of_all_of_them(initial: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "secure"}, r"secure sums are made in synchronous rounds only"),
+        ({"mode": "secure", "correction": "ca2fl"}, r"needs the single updates, which the coordinator doesn't see"),
+        ({"mode": "secure", "buffer_size": 2, "min_participants": 5}, r"a secure sum needs at least 3 updates"),
+        ({"mode": "secure", "privacy": {"placement": "shared"}}, r"older ones count for less"),
+        ({"secure": {"min_same_base": 3}}, r"min_same_base = 3 does nothing without"),
         ({"participants_per_round": 3}, "everyone who is there trains"),
         ({"buffer_size": 1}, "less than min_updates"),
         ({"buffer_size": 5}, "more than min_participants"),
@@ -131,6 +143,43 @@ def test_a_plan_with_secure_sums_or_open_questions_is_refused(initial: Path) -> 
         assert old in plan.canonical()
         with pytest.raises(RefusedError, match="says buffer_size and correction"):
             RunPlan.parse(plan.canonical().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("participants", "secure", "merging", "expected"),
+    [
+        (4, {}, {}, 3),  # of fewer nothing is summed
+        (10, {}, {}, 5),
+        (10, {"min_cohort": 6}, {}, 6),
+        (12, {"min_same_base": 7}, {}, 7),
+        (30, {"group_size": 6}, {}, 12),
+    ],
+)
+def test_the_size_of_a_buffer_that_is_summed(
+    participants: int, secure: dict[str, Any], merging: dict[str, Any], expected: int
+) -> None:
+    settings = config(mode="secure", min_participants=participants, secure=secure, merging=merging)
+    rounds = planned_rounds(settings)
+    assert (rounds.buffer_size, rounds.correction) == (expected, "none")
+
+
+def test_a_plan_with_secure_sums_says_what_they_promise_at_different_paces(initial: Path) -> None:
+    plan = make_plan(config(mode="secure", min_participants=5), "run-1", initial, ())
+    assert RunPlan.parse(plan.canonical()) == plan
+    assert "not for one that makes versions up" in plan.visibility
+    strict = make_plan(config(mode="secure", min_participants=5, secure={"min_same_base": 3}), "run-1", initial, ())
+    assert "At least 3 updates of a sum come from the same version" in strict.visibility
+    spoilt = plan.canonical().replace(b'"correction":"none"', b'"correction":"ca2fl"')
+    with pytest.raises(RefusedError, match="no earlier update is known"):
+        RunPlan.parse(spoilt)
+
+
+def test_groups_of_a_buffer_are_enough_for_the_rule_or_the_run_is_refused() -> None:
+    merging = {"rule": "robust", "f": 1}
+    fine = {"mode": "secure", "min_participants": 24, "secure": {"group_size": 3}, "merging": merging}
+    check_merging(config(min_updates=15, buffer_size=15, **fine))
+    with pytest.raises(ConfigError, match=r"needs .* groups"):
+        check_merging(config(min_updates=6, buffer_size=6, **fine))
 
 
 def test_the_servers_step_is_scaled_and_the_whole_one_is_untouched() -> None:

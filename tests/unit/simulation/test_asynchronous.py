@@ -52,6 +52,29 @@ def test_the_correction_changes_the_model(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+def test_a_sum_of_everyone_gives_the_synchronous_secure_model_byte_for_byte(tmp_path: Path) -> None:
+    secure = {"aggregation": {"mode": "secure"}, "simulation": {"speeds": "half-normal", "speed_seed": 5}}
+    rounds = {"count": 2, "min_updates": 3}
+    synchronous = run(config(rounds=rounds, **secure), tmp_path / "one")
+    found = run(asynchronous(rounds={**rounds, "buffer_size": 3}, **secure), tmp_path / "other")
+    assert found.digest == synchronous.digest
+    assert found.record.virtual_seconds == pytest.approx(synchronous.record.virtual_seconds)
+
+
+def test_sums_are_made_at_the_pace_of_the_fast_and_the_slow_are_in_later_ones(tmp_path: Path) -> None:
+    secure = {"aggregation": {"mode": "secure"}, "seconds": [1.0, 1.0, 1.0, 2.5], "rounds": {"buffer_size": 3}}
+    result = run(asynchronous(**secure), tmp_path / "one")
+    merged = [
+        {seat.name: seat.staleness for seat in item.participants if seat.outcome == "merged"}
+        for item in result.record.rounds
+        if item.version
+    ]
+    fast = {"site-0": 0, "site-1": 0, "site-2": 0}
+    # The slow one waits for the next two; the third that is ready in that moment is in the sum after it.
+    assert merged == [fast, fast, {"site-0": 0, "site-1": 0, "site-3": 2}, {"site-0": 0, "site-1": 0, "site-2": 1}]
+    assert run(asynchronous(**secure), tmp_path / "again").digest == result.digest, "the same seed, the same model"
+
+
 def test_a_site_that_is_always_too_late_holds_up_nobody(tmp_path: Path) -> None:
     settings = asynchronous(
         seconds=[1.0, 1.0, 9.5], rounds={"count": 12, "max_staleness": 2, "evaluate_every": 0, "correction": "none"}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from secure_world import ENCODING, SMALL, World
 
-from privacy.secure_aggregation.context import RoundContext
+from privacy.secure_aggregation.context import Base, RoundContext
 from privacy.secure_aggregation.encoding import Encoding
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.transcript import decode, encode
@@ -53,8 +53,9 @@ OTHER: dict[str, Any] = {
     "expires_s": 1,
     "roster": (),
     "atoms": (1, 1, 2, 2),
+    "bases": (Base(0, 1, b"m" * 32),) * 4,
 }
-PLAIN = [field.name for field in dataclasses.fields(RoundContext) if field.name != "atoms"]
+PLAIN = [field.name for field in dataclasses.fields(RoundContext) if field.name not in ("atoms", "bases")]
 
 
 def test_a_context_comes_back_as_it_was() -> None:
@@ -85,6 +86,58 @@ def test_a_context_of_sums_of_groups_comes_back_with_its_atoms() -> None:
     assert other.atom_members == (frozenset({1, 3}), frozenset({0, 2}))
     assert other.together(frozenset({0, 1, 2})) == frozenset({0, 2})
     assert example().together(frozenset({0, 1, 2})) == frozenset({0, 1, 2})
+
+
+@functools.cache
+def paced(grouped: bool = False) -> RoundContext:
+    bases = tuple(Base(version, 1 + version % 2, bytes([version]) * 32) for version in (4, 7, 7, 6))
+    atoms: dict[str, Any] = {"group_size": 4, "atoms": (1, 1, 1, 1)} if grouped else {}
+    return dataclasses.replace(example(), round=8, base_version=7, bases=bases, **atoms)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_context_of_updates_from_different_versions_comes_back_with_them(grouped: bool) -> None:
+    context = RoundContext.parse(paced(grouped).canonical())
+    assert context == paced(grouped)
+    assert context.task_of(0) == (5, 1, b"\x04" * 32)
+    assert example().task_of(0) == (1, 1, example().base_digest)
+    for field, value in (("version", 5), ("attempt", 3), ("digest", b"x" * 32)):
+        other = (*context.bases[:3], dataclasses.replace(context.bases[3], **{field: value}))
+        assert dataclasses.replace(context, bases=other).hash != context.hash
+
+
+def test_older_updates_count_for_less_in_whole_examples() -> None:
+    context = paced()  # weights go to 50
+    assert [context.counted(1, examples) for examples in (1, 30, 50, 400)] == [1, 30, 50, 400]
+    assert [context.counted(0, examples) for examples in (1, 2, 30, 50, 400)] == [1, 1, 15, 25, 25]  # 3 behind: halved
+    assert context.counted(3, 50) == 35  # 50 / sqrt(2)
+    assert example().counted(0, 400) == 400
+
+
+@pytest.mark.parametrize(
+    "bases",
+    [
+        ((4, 1, bytes(32)),) * 3,
+        ((4, 1, bytes(32)),) * 5,
+        ((8, 1, bytes(32)),) * 4,
+        ((-1, 1, bytes(32)),) * 4,
+        ((4, 0, bytes(32)),) * 4,
+        ((4, True, bytes(32)),) * 4,
+        ((HUGE, 1, bytes(32)),) * 4,
+        ((4, HUGE, bytes(32)),) * 4,
+        ((4, 1, bytes(31)),) * 4,
+        ((4, 1, "m" * 32),) * 4,
+        ((4, 1),) * 4,
+        (4, 4, 4, 4),
+        (),
+        None,
+        "4444",
+        7,
+    ],
+)
+def test_bases_of_another_form_are_refused(bases: Any) -> None:
+    plain: tuple[Any, ...] = decode(paced().canonical())  # type: ignore[assignment]
+    assert refused(encode((*plain[:-3], bases, *plain[-2:]))).code == "context-malformed"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import functools
 import pytest
 from secure_world import Store, World
 
-from privacy.secure_aggregation.context import RoundContext
+from privacy.secure_aggregation.context import Base, RoundContext
 from privacy.secure_aggregation.errors import Refusal
 from privacy.secure_aggregation.history import History
 from privacy.secure_aggregation.memory import Note
@@ -41,7 +41,7 @@ def said(context: RoundContext, positions: range, *retired: RoundContext) -> lis
 
 def reusable(history: History, context: RoundContext, acceptances: list[Acceptance]) -> bool:
     try:
-        history.reuse(context, acceptances)
+        history.reuse(context, 0, acceptances)
     except Refusal as refusal:
         assert (refusal.code, refusal.setting) == ("update-may-be-revealed", "")
         return False
@@ -66,7 +66,7 @@ def test_old_rosters_go_but_never_a_runs_last_place_in_time() -> None:
 def test_an_update_may_be_used_again_once_enough_keepers_have_erased_its_shares() -> None:
     history, store = History(), Store()
     first, second = at(1, 1), at(1, 2)
-    store.change(history.enter(first))
+    store.change(history.enter(first, 0))
     numbers = first.numbers
     needed = numbers.keepers - numbers.threshold + numbers.corrupt + 1
     for found in (history, again(store)):
@@ -87,7 +87,7 @@ def test_an_update_may_be_used_again_once_enough_keepers_have_erased_its_shares(
 def test_only_keepers_of_the_earlier_attempt_count() -> None:
     history = History()
     first = dataclasses.replace(at(1, 1), roster=plan().roster[:3])
-    history.enter(first)
+    history.enter(first, 0)
     assert first.numbers.keepers - first.numbers.threshold + first.numbers.corrupt + 1 == 1
     second = at(1, 2)
     assert not reusable(history, second, said(second, range(3, 5), first))
@@ -98,7 +98,7 @@ def test_a_spent_update_is_never_used_again() -> None:
     history, store = History(), Store()
     first, second = at(1, 1), at(1, 2)
     assert history.spend(first) == []  # it was never in it
-    store.change(history.enter(first))
+    store.change(history.enter(first, 0))
     store.change(history.spend(first))
     assert history.spend(first) == []
     for found in (history, again(store)):
@@ -109,12 +109,12 @@ def test_a_spent_update_is_never_used_again() -> None:
 def test_entries_go_with_their_round_and_not_with_another_run_or_training() -> None:
     history, store = History(), Store()
     for context in (at(1, 1), at(1, 2, task_attempt=2), at(1, 1, run_id="run-2"), at(2, run_id="run-3")):
-        store.change(history.enter(context))
+        store.change(history.enter(context, 0))
     assert len(store.notes) == 4
     for found in (history, again(store)):
         back = at(1, 3)
         assert not reusable(found, back, said(back, range(5)))
-    store.change(history.enter(at(2)))
+    store.change(history.enter(at(2), 0))
     assert len(store.notes) == 3
     back = at(1, 1, run_id="run-2", task_attempt=1)
     assert not reusable(history, dataclasses.replace(back, attempt=2), said(back, range(5)))
@@ -179,3 +179,57 @@ def test_published_sets_and_receipts_are_kept_in_bounded_number() -> None:
     kinds = [note.kind for note in store.notes]
     assert (kinds.count("published"), kinds.count("receipt")) == (32, 32)
     assert again(store).receipted(Signed(bytes([49]), bytes(64))) == []
+
+
+def paced(round_number: int, attempt: int = 1, *, base: int, training: int = 1, run: str = "run-1") -> RoundContext:
+    """An attempt of an asynchronous run: this site's update is of the ``training`` of version ``base``."""
+    mine = Base(base, training, bytes([base]) * 32)
+    others = [Base(round_number - 1, 1, bytes([round_number - 1]) * 32)] * (len(plan().roster) - 1)
+    return at(round_number, attempt, run_id=run, base_version=round_number - 1, bases=(mine, *others))
+
+
+def test_an_update_may_be_summed_in_a_later_round_once_a_quorum_left_it_out() -> None:
+    history, store = History(), Store()
+    first, later = paced(3, base=1), paced(4, base=1)
+    store.change(history.enter(first, 0))
+    for found in (history, again(store)):
+        assert not reusable(found, later, said(later, range(5)))
+    assert history.spare(paced(3, 2, base=1)) == []
+    store.change(history.spare(first))
+    assert store.notes == []
+    for found in (history, again(store)):
+        assert reusable(found, later, said(later, range(5)))
+
+
+def test_keepers_say_in_a_later_round_what_they_have_erased() -> None:
+    history, store = History(), Store()
+    first, later = paced(3, base=1), paced(5, base=1)
+    store.change(history.retire(first))
+    for number in range(3, 9):
+        store.change(history.retire(paced(number, 2, base=1)))
+    for found in (history, again(store)):
+        assert first.hash in found.retired_in(later)
+        assert first.hash not in found.retired_in(paced(5, base=1, run="run-2"))
+        assert found.retired_in(at(5)) == (paced(5, 2, base=1).hash,), "synchronous rounds go by themselves"
+    store.change(history.enter(first, 0))
+    assert not reusable(history, later, said(later, range(5)))
+    numbers = first.numbers
+    needed = numbers.keepers - numbers.threshold + numbers.corrupt + 1
+    assert reusable(history, later, said(later, range(needed), first))
+
+
+def test_training_again_from_a_version_that_is_summed_gives_no_second_update() -> None:
+    history, store = History(), Store()
+    first = paced(6, base=4)
+    store.change(history.enter(first, 0))
+    store.change(history.spend(first))
+    for found in (history, again(store)):
+        for task in (paced(7, base=4), paced(7, base=4, training=2), paced(7, base=3), paced(9, base=2, training=5)):
+            assert not reusable(found, task, said(task, range(5), first))
+        # From a newer version, in another run; and once more in the same round, where the sums are compared.
+        for task in (paced(7, base=5), paced(7, base=4, run="run-2"), paced(6, 2, base=4, training=2)):
+            assert reusable(found, task, said(task, range(5)))
+    # The next update of this site takes the place of the old one.
+    store.change(history.enter(paced(8, base=7), 0))
+    assert [note.kind for note in store.notes] == ["entered"]
+    assert not reusable(again(store), paced(9, base=6), said(paced(9, base=6), range(5)))

@@ -237,7 +237,7 @@ class Run:
     def _train(self, task: IssueTask) -> None:
         index = int(task.participant.partition("-")[2])
         number, self._trainings[index] = self._trainings[index], self._trainings[index] + 1
-        done = functools.partial(self._trained, task, index, number)
+        done: Callable[[], None] = functools.partial(self._trained, task, index, number)
         at_s = self.now_s + self._speeds.seconds(task.participant, number)
         heapq.heappush(self._queue, (at_s, next(self._order), done))
 

@@ -223,6 +223,7 @@ class Run:
         while self._queue and self._machine.state.finished is None:
             self.now_s, _, what = heapq.heappop(self._queue)
             what()
+        self._queue.clear()  # it refers to this run, whose updates would stay in memory
         return Outcome(self._times, self._accuracies, self._merged, sum(self._trainings))
 
     def _carry(self, decision: Decision) -> None:

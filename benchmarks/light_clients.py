@@ -89,6 +89,7 @@ class LightClient:
         self._said: dict[str, float] = {}  # when each update was announced
         self._work: asyncio.Task[None] | None = None
         self._base = b""
+        self._saying = asyncio.Lock()
 
     async def check_in(self) -> float:
         """Connect and check in; returns the seconds until the welcome."""
@@ -118,6 +119,8 @@ class LightClient:
             )
             await self._say(pb.FromParticipant(ready=ready))
             await reading
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         finally:
             beating.cancel()
             if self._work is not None:
@@ -125,7 +128,8 @@ class LightClient:
             self._crowd.broken += 1
 
     async def _say(self, message: pb.FromParticipant) -> None:
-        await self._stream.write(message)
+        async with self._saying:  # a stream takes one message at a time
+            await self._stream.write(message)
 
     async def _beat(self) -> None:
         await asyncio.sleep(self._random.uniform(0.0, self._lease_s / 4))

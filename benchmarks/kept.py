@@ -1,4 +1,4 @@
-"""Simulations that a benchmark has run already: it may be stopped, and goes on where it was."""
+"""Runs that a benchmark has made already: it may be stopped, and goes on where it was."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from wire import FederationConfig
+from pydantic import BaseModel
+
+C = TypeVar("C")
+"""What is run: a federation's configuration, or another model or dataclass whose text tells it from all others."""
 
 R = TypeVar("R")
 """What a run came to: a dataclass of numbers."""
 
 
-class Kept(Generic[R]):
+class Kept(Generic[C, R]):
     """Runs by their configuration, in a file of JSON lines.
 
     Args:
@@ -26,7 +29,7 @@ class Kept(Generic[R]):
         read: Makes a run of its JSON values.
     """
 
-    def __init__(self, path: Path | None, simulated: Callable[[FederationConfig], R], read: Callable[..., R]) -> None:
+    def __init__(self, path: Path | None, simulated: Callable[[C], R], read: Callable[..., R]) -> None:
         self._path = path
         self._simulated = simulated
         lines = path.read_text().splitlines() if path is not None and path.exists() else []
@@ -36,14 +39,14 @@ class Kept(Generic[R]):
             key = table.pop("configuration")
             self._runs[key] = read(**table)
 
-    def run(self, config: FederationConfig) -> R:
+    def run(self, config: C) -> R:
         """The run of this very configuration, kept or new."""
         key = _key(config)
         if key not in self._runs:
             self._keep(key, self._simulated(config))
         return self._runs[key]
 
-    def run_all(self, configs: Iterable[FederationConfig], processes: int) -> None:
+    def run_all(self, configs: Iterable[C], processes: int) -> None:
         """Run what isn't kept yet, several at a time.
 
         Args:
@@ -69,5 +72,6 @@ class Kept(Generic[R]):
                 file.write(json.dumps({"configuration": key, **dataclasses.asdict(values)}) + "\n")
 
 
-def _key(config: FederationConfig) -> str:
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+def _key(config: object) -> str:
+    text = config.model_dump_json() if isinstance(config, BaseModel) else repr(config)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -245,7 +245,7 @@ def case_name(place: Place, epsilon: float = 0.0) -> str:
     return f"{NAMES[place]}, epsilon {epsilon:g}" if epsilon else NAMES[place]
 
 
-def measure(report: Report, setting: Setting, kept: Kept[Run]) -> None:
+def measure(report: Report, setting: Setting, kept: Kept[FederationConfig, Run]) -> None:
     """Run all cases and add their rows; the cases with targets first."""
     base = _rows(report, "off", 0.0, setting, kept)
     for epsilon in sorted(setting.epsilons, key=lambda epsilon: (epsilon not in KEPT_TARGETS, epsilon)):
@@ -266,7 +266,7 @@ def measure(report: Report, setting: Setting, kept: Kept[Run]) -> None:
         _rows(report, "pooled, off", 0.0, setting, kept)
 
 
-def _rows(report: Report, place: Place, epsilon: float, setting: Setting, kept: Kept[Run]) -> float:
+def _rows(report: Report, place: Place, epsilon: float, setting: Setting, kept: Kept[FederationConfig, Run]) -> float:
     """Run a case, add its rows and return the mean accuracy in per cent."""
     runs = [kept.run(configuration(place, epsilon, run, setting)) for run in range(setting.runs)]
     mean = statistics.mean(run.accuracy for run in runs)

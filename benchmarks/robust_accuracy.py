@@ -37,6 +37,7 @@ from benchmarks.robust_federation import (
     configuration,
     simulated,
 )
+from wire import FederationConfig
 
 OPTIMISED: Final = ("ipm-optimised", "alie-optimised")
 BACKDOOR: Final = "backdoor"
@@ -177,7 +178,7 @@ def federation_name(case: Case) -> str:
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-def measure(report: Report, setting: Setting, kept: Kept[Run], processes: int) -> None:
+def measure(report: Report, setting: Setting, kept: Kept[FederationConfig, Run], processes: int) -> None:
     """Run all cases and add their rows."""
     wanted = cases(setting)
     kept.run_all([configuration(case) for case in wanted], processes)

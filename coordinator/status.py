@@ -48,6 +48,8 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
         message=message,
         visibility=hub.plan.visibility,
         guarantee=hub.guarantee,
+        buffer_size=hub.plan.rounds.buffer_size if hub.plan.rounds.asynchronous else 0,
+        buffered=_buffered(hub, current),
     )
 
 
@@ -82,6 +84,12 @@ def phase(hub: Hub) -> str:
     if current.sealed:
         return "merging"
     return "training" if current.purpose == "train" else "evaluating"
+
+
+def _buffered(hub: Hub, current: Round | None) -> int:
+    """Updates in the open buffer of asynchronous rounds."""
+    filling = current is not None and hub.plan.rounds.asynchronous and current.purpose == "train"
+    return len(current.done()) if current is not None and filling else 0
 
 
 def _participants(hub: Hub, current: Round | None, now_s: float) -> list[pb.ParticipantStatus]:

@@ -71,6 +71,8 @@ class Status(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     VISIBILITY_FIELD_NUMBER: _builtins.int
     GUARANTEE_FIELD_NUMBER: _builtins.int
+    BUFFER_SIZE_FIELD_NUMBER: _builtins.int
+    BUFFERED_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     run_id: _builtins.str
@@ -88,6 +90,10 @@ class Status(_message.Message):
     """for a person: what the coordinator can see in this run"""
     guarantee: _builtins.str
     """for a person: what the merging rule stands"""
+    buffer_size: _builtins.int
+    """asynchronous rounds: updates to a version, K; 0 in synchronous ones"""
+    buffered: _builtins.int
+    """of these, in the open buffer"""
     root: _builtins.str
     """for a person: where the federation root is, and who waits for its signature"""
     @_builtins.property
@@ -116,11 +122,13 @@ class Status(_message.Message):
         message: _builtins.str = ...,
         visibility: _builtins.str = ...,
         guarantee: _builtins.str = ...,
+        buffer_size: _builtins.int = ...,
+        buffered: _builtins.int = ...,
         root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["federation", b"federation", "guarantee", b"guarantee", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version", "visibility", b"visibility"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_size", b"buffer_size", "buffered", b"buffered", "federation", b"federation", "guarantee", b"guarantee", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,12 +1,14 @@
 """The hostile institutions of a simulation: honest in the protocol, hostile in what they hand in.
 
-A hostile site trains, masks, signs and uploads by the same machines as the others. In a round of training it waits
-until the honest sites have trained, since attackers may know everything; then the attack makes its update from theirs,
-and it goes its way in place of the one that the site has trained.
+A hostile site trains, masks, signs and uploads by the same machines as the others. Attackers may know everything: the
+attack makes a hostile site's update from the honest ones, and it goes its way in place of the one that the site has
+trained. In synchronous rounds hostile sites wait until the honest sites of the round have trained. In asynchronous
+ones (`simulation.sybils`) they wait for nobody.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -49,11 +51,11 @@ class _Known:
     woken: bool = False
 
 
-class Adversary:
-    """All hostile institutions of a federation, who work together.
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What attackers see of a federation.
 
-    Args:
-        attack: What they do.
+    Attributes:
         hostile: Their names.
         plan: The run.
         clock: The federation's.
@@ -61,25 +63,31 @@ class Adversary:
         checkpoint: The file of a version that a site is given.
     """
 
-    def __init__(
-        self,
-        attack: Attack | Forgery,
-        hostile: frozenset[str],
-        plan: RunPlan,
-        clock: VirtualClock,
-        current: Callable[[], Round | None],
-        checkpoint: Callable[[Job], Path],
-    ) -> None:
+    hostile: frozenset[str]
+    plan: RunPlan
+    clock: VirtualClock
+    current: Callable[[], Round | None]
+    checkpoint: Callable[[Job], Path]
+
+
+class Adversary(abc.ABC):
+    """All hostile institutions of a federation, who work together.
+
+    Args:
+        attack: What they do.
+        around: The federation.
+    """
+
+    def __init__(self, attack: Attack | Forgery, around: Surroundings) -> None:
         self.attack = attack
-        self.hostile = hostile
-        self._plan = plan
-        self._clock = clock
-        self._current = current
-        self._checkpoint = checkpoint
-        self._known = _Known(0)
+        self.hostile = around.hostile
+        self._plan = around.plan
+        self._clock = around.clock
+        self._current = around.current
+        self._checkpoint = around.checkpoint
         self._base: tuple[bytes, Float32] | None = None
         self._last: Float32 | None = None
-        # What each hostile site has trained in this round and in the round before, by number.
+        # What each hostile site has trained for its last two rounds, by number.
         self._true: dict[str, dict[int, Submission]] = {}
         self._announced: dict[str, int] = {}
 
@@ -90,12 +98,53 @@ class Adversary:
         self._announced[name] = prepared.examples
         return dataclasses.replace(prepared, examples=self.attack.announced(prepared.examples))
 
+    @abc.abstractmethod
     def trained(self, site: Waiting, job: Job, outcome: Outcome) -> bool:
         """A site's training is done.
 
         Returns:
             Whether the site may go on. A hostile one goes on by :meth:`Waiting.hand_in`.
         """
+
+    @abc.abstractmethod
+    def failed(self, name: str, job: Job) -> None:
+        """A site has no result of this task."""
+
+    def _remember(self, job: Job) -> None:
+        """Every site is given the versions, so what the last round changed is known to it."""
+        if not isinstance(self.attack, Attack) or not self.attack.remembers:
+            return
+        if self._base is not None and self._base[0] == job.base_digest:
+            return
+        path = self._checkpoint(job)
+        vector = np.fromfile(path, "<f4", offset=read_header(path).data_offset)
+        self._last = None if self._base is None else vector - self._base[1]
+        self._base = (job.base_digest, vector)
+
+    def _forge(self, forgery: Forgery, site: Waiting, job: Job, outcome: Outcome) -> None:
+        """Hand in what a forger makes of a true result."""
+        true = Submission(
+            content=site.blobs.path(outcome.digest).read_bytes(),
+            examples=outcome.examples,
+            announced=self._announced.get(site.name, outcome.examples),
+        )
+        kept = self._true.setdefault(site.name, {})
+        kept[job.round] = true
+        earlier = [number for number in kept if number < job.round]
+        self._true[site.name] = {number: kept[number] for number in (*earlier[-1:], job.round)}
+        forged = forgery(true, kept[earlier[-1]] if earlier else None)
+        hand_in(site, job, dataclasses.replace(outcome, examples=forged.examples), forged.content)
+
+
+class RoundAdversary(Adversary):
+    """Hostile institutions in synchronous rounds, which wait for the honest ones of the round."""
+
+    def __init__(self, attack: Attack | Forgery, around: Surroundings) -> None:
+        super().__init__(attack, around)
+        self._known = _Known(0)
+
+    def trained(self, site: Waiting, job: Job, outcome: Outcome) -> bool:
+        """See the base class."""
         if not job.train:
             return True
         known = self._of(job)
@@ -110,7 +159,7 @@ class Adversary:
         return site.name not in self.hostile
 
     def failed(self, name: str, job: Job) -> None:
-        """A site has no result of this task."""
+        """See the base class."""
         known = self._of(job)
         known.silent.add(name)
         known.waiting.pop(name, None)
@@ -120,18 +169,8 @@ class Adversary:
         """What is known of the job's round; the first word of a round ends the one before."""
         if job.round > self._known.number:
             self._known = _Known(job.round)
-            if isinstance(self.attack, Attack) and self.attack.remembers:
-                self._remember(job)
+            self._remember(job)
         return self._known if job.round == self._known.number else _Known(job.round)
-
-    def _remember(self, job: Job) -> None:
-        """Every site is given the versions, so what the last round changed is known to it."""
-        if self._base is not None and self._base[0] == job.base_digest:
-            return
-        path = self._checkpoint(job)
-        vector = np.fromfile(path, "<f4", offset=read_header(path).data_offset)
-        self._last = None if self._base is None else vector - self._base[1]
-        self._base = (job.base_digest, vector)
 
     def _wake(self, known: _Known) -> None:
         """Don't wait past the deadline."""
@@ -175,27 +214,14 @@ class Adversary:
             return
         if isinstance(self.attack, Forgery):
             for site, job, outcome in waiting:
-                forged = self._forged(self.attack, site, job, outcome)
-                _hand_in(site, job, dataclasses.replace(outcome, examples=forged.examples), forged.content)
+                self._forge(self.attack, site, job, outcome)
         elif known.updates:
             rows = self._updates(self.attack, known, waiting)
             for (site, job, outcome), row in zip(waiting, rows, strict=True):
-                _hand_in(site, job, outcome, row.astype("<f4", copy=False).tobytes())
+                hand_in(site, job, outcome, row.astype("<f4", copy=False).tobytes())
         else:  # nobody to attack: what they trained is all there is
             for site, job, outcome in waiting:
                 site.hand_in(job, outcome)
-
-    def _forged(self, forgery: Forgery, site: Waiting, job: Job, outcome: Outcome) -> Submission:
-        true = Submission(
-            content=site.blobs.path(outcome.digest).read_bytes(),
-            examples=outcome.examples,
-            announced=self._announced.get(site.name, outcome.examples),
-        )
-        kept = self._true.setdefault(site.name, {})
-        kept[job.round] = true
-        earlier = [number for number in kept if number < job.round]
-        self._true[site.name] = {number: kept[number] for number in (*earlier[-1:], job.round)}
-        return forgery(true, kept[earlier[-1]] if earlier else None)
 
     def _updates(self, attack: Attack, known: _Known, waiting: list[tuple[Waiting, Job, Outcome]]) -> Float32:
         honest = [known.updates[name] for name in sorted(known.updates)]
@@ -235,7 +261,8 @@ class Adversary:
         ]
 
 
-def _hand_in(site: Waiting, job: Job, outcome: Outcome, content: bytes) -> None:
+def hand_in(site: Waiting, job: Job, outcome: Outcome, content: bytes) -> None:
+    """Let a hostile site go on with this content in place of what it has trained."""
     with site.blobs.writer(len(content)) as writer:
         writer.write(content)
         digest = writer.commit(sync=False)

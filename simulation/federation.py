@@ -52,10 +52,11 @@ from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import FederationRoot, MemberList
 from protos import session_pb2 as pb
 from simulation import workers as work
-from simulation.adversary import Adversary
+from simulation.adversary import Adversary, RoundAdversary, Surroundings
 from simulation.attacks import behaviour
 from simulation.clock import VirtualClock
 from simulation.speeds import Speeds
+from simulation.sybils import BufferAdversary
 from wire import (
     BlobStore,
     DataError,
@@ -294,14 +295,15 @@ class Federation:
         section = config.simulation
         if section.attack is None:
             return None
-        return Adversary(
-            behaviour(section.attack, section.attack_settings),
+        around = Surroundings(
             frozenset(section.hostile),
             self.plan,
             self.clock,
             current=lambda: self.hub.machine.state.open_round(),
             checkpoint=lambda job: self.blobs.path(job.base_digest),
         )
+        kind = BufferAdversary if self.plan.rounds.asynchronous else RoundAdversary
+        return kind(behaviour(section.attack, section.attack_settings), around)
 
     def run(self) -> RunState:
         """Run all rounds.

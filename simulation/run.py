@@ -131,12 +131,6 @@ def _attack(config: FederationConfig) -> Attack | Forgery | None:
     name = config.simulation.attack
     if name is None:
         return None
-    if config.rounds.asynchronous:
-        raise ConfigError(
-            f'[simulation] attack = "{name}" with [rounds] mode = "asynchronous": attackers wait for the honest '
-            "institutions of their round, and there are no such rounds here",
-            'Choose mode = "synchronous", or leave the attack out.',
-        )
     if config.privacy.distributed:
         raise ConfigError(
             f'[simulation] attack = "{name}" with [privacy] placement = "{config.privacy.placement}": what a site '

@@ -72,7 +72,9 @@ def channel_options(federation: str | None) -> _Options:
         *_COMMON,
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
+        # gRPC's name for the time that connecting with its handshake may take: a slow link, or a coordinator to which
+        # a thousand come back at once, isn't given up in the middle.
+        ("grpc.min_reconnect_backoff_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),  # a new channel shakes hands anew, with the certificate it was given

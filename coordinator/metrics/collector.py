@@ -16,7 +16,7 @@ from coordinator.merging.report import Verdict
 from coordinator.status import PARTICIPANT_STATES, RUN_STATES
 from protos import control_pb2 as pb
 
-Kind = Literal["gauge", "counter", "summary", "info", "stateset"]
+Kind = Literal["gauge", "counter", "summary", "histogram", "info", "stateset"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,9 @@ class Declared:
 
 _OF = ("participant",)
 
+_STALENESS: Final = (0, 1, 2, 5, 10, 20, 50)
+"""Upper bounds of the buckets, in versions."""
+
 METRICS: Final = (
     Declared(name="fedloom_run", kind="info", labels=("federation", "run"), help="The run; 1."),
     Declared(
@@ -58,6 +61,13 @@ METRICS: Final = (
         name="fedloom_training_loss",
         kind="gauge",
         help="Mean training loss of the last round whose participants told theirs, weighted by examples.",
+    ),
+    Declared(name="fedloom_buffer_size", kind="gauge", help="Updates to a version, in asynchronous rounds."),
+    Declared(name="fedloom_buffer_updates", kind="gauge", help="Updates in the open buffer."),
+    Declared(
+        name="fedloom_update_staleness_versions",
+        kind="histogram",
+        help="Updates of this run that are in a version: versions that were made since the base of each.",
     ),
     Declared(name="fedloom_model_version", kind="gauge", help="The last committed version of the model."),
     Declared(name="fedloom_model_size_bytes", kind="gauge", help="Size of its checkpoint."),
@@ -167,10 +177,11 @@ def metrics_of(status: pb.Status) -> list[Metric]:
     """The metrics of a status, in the order of :data:`METRICS`; those of which it has no sample are left out."""
     families = {item.name: _family(item) for item in METRICS}
     labels = {item.name: item.labels for item in METRICS}
-    for sample in (*_of_run(status), *_of_participants(status), *_of_merge(status)):
+    for sample in (*_of_run(status), *_of_buffer(status), *_of_participants(status), *_of_merge(status)):
         name = f"fedloom_{sample.of}"
+        bucket = {"le": sample.bucket} if sample.bucket else {}
         families[name].add_sample(
-            name + sample.suffix, dict(zip(labels[name], sample.labels, strict=True)), sample.value
+            name + sample.suffix, dict(zip(labels[name], sample.labels, strict=True)) | bucket, sample.value
         )
     return [family for family in families.values() if family.samples]
 
@@ -181,12 +192,13 @@ def _family(item: Declared) -> Metric:
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """A value of the metric ``fedloom_<of>``, with the suffix of its type and the values of its labels."""
+    """A value of the metric ``fedloom_<of>``, with the suffix of its type, the values of its labels, and its bucket."""
 
     of: str
     value: float
     labels: tuple[str, ...] = ()
     suffix: str = ""
+    bucket: str = ""
 
 
 def _of_run(status: pb.Status) -> Iterator[_Sample]:
@@ -208,6 +220,21 @@ def _of_run(status: pb.Status) -> Iterator[_Sample]:
     losses = [item.weighted_loss for item in status.history if not math.isnan(item.weighted_loss)]
     if losses:
         yield _Sample("training_loss", losses[-1])
+
+
+def _of_buffer(status: pb.Status) -> Iterator[_Sample]:
+    """Asynchronous rounds; synchronous ones have none of it."""
+    if not status.buffer_size:
+        return
+    yield _Sample("buffer_size", status.buffer_size)
+    yield _Sample("buffer_updates", status.buffered)
+    ages = [seat.staleness for item in status.history for seat in item.participants if seat.outcome == "merged"]
+    for bound in _STALENESS:
+        count = sum(age <= bound for age in ages)
+        yield _Sample("update_staleness_versions", count, suffix="_bucket", bucket=f"{bound:.1f}")
+    yield _Sample("update_staleness_versions", len(ages), suffix="_bucket", bucket="+Inf")
+    yield _Sample("update_staleness_versions", len(ages), suffix="_count")
+    yield _Sample("update_staleness_versions", sum(ages), suffix="_sum")
 
 
 def _of_participants(status: pb.Status) -> Iterator[_Sample]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from simulation.report import wording
 from simulation.report.record import Institution, Metric, Retrieval, RunRecord
+from simulation.report.staleness import staleness
 from simulation.report.summary import (
     FEW,
     Comparison,
@@ -173,6 +174,7 @@ def _context(record: RunRecord, lines: Sequence[Curve], rows: Sequence[Compariso
         "more_galleries": galleries[_GALLERIES_SHOWN:] if len(record.institutions) > FEW else (),
         "rounds": round_rows(record),
         "verdicts": verdicts(record),
+        "staleness": staleness(record),
         "any_score": any(record.headline_metric.name in part.evaluation for part in asked),
         "any_alone": any(finite(table.values()) for table in record.local_only.values()),
         "any_loss": any(math.isfinite(part.metrics.get("loss", math.nan)) for part in asked),

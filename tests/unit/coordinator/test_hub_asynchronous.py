@@ -84,6 +84,7 @@ def test_a_version_is_made_of_the_buffer_and_only_its_sites_train_anew(bench: Be
     assert [name for name, _ in sent(actions, "committed")] == list(SITES)
     status = view(bench.hub, "", bench.now)
     assert (status.version, status.round, status.state) == (1, 2, "training")
+    assert (status.buffer_size, status.buffered) == (2, 0)
 
 
 def test_staleness_is_shown_and_a_stale_update_is_refused_by_name_and_counted(bench: Bench) -> None:

@@ -35,10 +35,14 @@ def status() -> pb.Status:
         warnings=["one", "two"],
     )
     budget = pb.BudgetStatus(spent=1.25, left=2.75, budget=4.0, delta=1e-5, unit="record", round=2)
+    seats = [pb.ParticipantRound(name=f"s{age}", outcome="merged", staleness=age) for age in (0, 1, 1, 7, 60)]
+    seats.append(pb.ParticipantRound(name="late", outcome="refused: update-stale", staleness=9))
     return pb.Status(
         federation="clinics",
         run_id="clinics-1",
         state="training",
+        buffer_size=5,
+        buffered=2,
         round=3,
         rounds=9,
         version=2,
@@ -52,7 +56,7 @@ def status() -> pb.Status:
             pb.ParticipantStatus(name="e", state="invited"),
         ],
         history=[
-            pb.RoundStatus(round=1, version=1, seconds=10.0, weighted_loss=0.5, merge=merge),
+            pb.RoundStatus(round=1, version=1, seconds=10.0, weighted_loss=0.5, merge=merge, participants=seats),
             pb.RoundStatus(round=2, version=2, seconds=14.0, weighted_loss=0.25, merge=merge),
             pb.RoundStatus(round=3, seconds=4.0, weighted_loss=math.nan),
         ],
@@ -93,6 +97,26 @@ def test_a_status_becomes_metrics_with_the_fields_names_and_units() -> None:
     assert found["fedloom_privacy_delta"] == {("a", "record"): 1e-5}
 
 
+def test_buffers_are_told_with_a_histogram_of_ages() -> None:
+    found = scraped(status())
+    assert (found["fedloom_buffer_size"], found["fedloom_buffer_updates"]) == ({(): 5.0}, {(): 2.0})
+    assert found["fedloom_update_staleness_versions_bucket"] == {
+        ("0.0",): 1.0,
+        ("1.0",): 3.0,
+        ("2.0",): 3.0,
+        ("5.0",): 3.0,
+        ("10.0",): 4.0,
+        ("20.0",): 4.0,
+        ("50.0",): 4.0,
+        ("+Inf",): 5.0,
+    }
+    assert found["fedloom_update_staleness_versions_count"] == {(): 5.0}
+    assert found["fedloom_update_staleness_versions_sum"] == {(): 69.0}
+    synchronous = status()
+    synchronous.buffer_size = 0
+    assert not any("buffer" in name or "staleness" in name for name in scraped(synchronous))
+
+
 def test_the_last_merge_is_told_update_by_update() -> None:
     found = scraped(status())
     assert found["fedloom_merge_round"] == {(): 2.0}
@@ -125,7 +149,8 @@ def test_openmetrics_reads_it_too() -> None:
     for item in METRICS:
         family = families[item.name]
         assert (family.type, family.documentation) == (item.kind, item.help)
-        assert {tuple(sorted(sample.labels)) for sample in family.samples} == {tuple(sorted(item.labels))}
+        labels = {tuple(sorted(sample.labels)) for sample in family.samples}
+        assert labels == {tuple(sorted(item.labels))} | ({("le",)} if item.kind == "histogram" else set())
 
 
 def test_registering_asks_for_no_status() -> None:
@@ -146,12 +171,17 @@ def test_names_are_those_that_prometheus_asks_for() -> None:
 
 
 def test_the_documentation_lists_exactly_these(repository: Path) -> None:
-    suffixes = {"counter": ("_total",), "info": ("_info",), "summary": ("_count", "_sum")}
+    suffixes = {
+        "counter": ("_total",),
+        "info": ("_info",),
+        "summary": ("_count", "_sum"),
+        "histogram": ("_bucket", "_count", "_sum"),
+    }
     declared = [
         [
             ", ".join(f"`{item.name}{suffix}`" for suffix in suffixes.get(item.kind, ("",))),
             item.kind,
-            ", ".join(item.labels),
+            ", ".join(item.labels + (("le",) if item.kind == "histogram" else ())),
             item.help,
         ]
         for item in METRICS

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simulation.run import RECORD
+from simulation.run import RECORD, Result
 from tests.unit.simulation.test_simulate import config, run
-from wire import ConfigError
 
 
 def asynchronous(**tables: Any) -> Any:
@@ -85,8 +85,51 @@ def test_a_site_that_is_always_too_late_holds_up_nobody(tmp_path: Path) -> None:
     assert result.record.virtual_seconds == pytest.approx(12.0)
 
 
-def test_attacks_wait_for_rounds_that_are_not_there(tmp_path: Path) -> None:
-    settings = asynchronous(simulation={"attack": "sign-flip", "attackers": 1})
-    with pytest.raises(ConfigError, match=r"attackers wait for the honest .*") as caught:
-        run(settings, tmp_path)
-    assert "synchronous" in caught.value.hint
+def attacked(rule: str, attack: str | None, folder: Path, count: int = 12) -> Result:
+    """Eight honest sites of different speeds and two hostile ones that are faster than all; buffers of five."""
+    pace = [1.0, 1.3, 0.8, 1.1, 1.6, 0.9, 1.4, 2.0] + [0.3] * (2 if attack else 0)
+    rounds = {"count": count, "buffer_size": 5, "min_updates": 5, "evaluate_every": count}
+    settings = asynchronous(
+        seconds=pace,
+        data=[f"digits:{index + 1}/10" for index in range(len(pace))],
+        rounds=rounds,
+        merging={"rule": rule, **({"f": 2} if rule == "robust" else {})},
+        training={"local_steps": 12, "batch_size": 32},
+        simulation={"attack": attack, "attackers": 2} if attack else {},
+    )
+    return run(settings, folder)
+
+
+def score(result: Result) -> float:
+    """Mean accuracy that the honest sites find in the end."""
+    return statistics.fmean(result.record.final[f"site-{index}"]["accuracy"] for index in range(8))
+
+
+def test_fast_hostile_sites_have_one_place_each_in_a_buffer_and_the_robust_rule_stands_them(tmp_path: Path) -> None:
+    robust, mean = (attacked(rule, "ipm-optimised", tmp_path / rule, count=5) for rule in ("robust", "mean"))
+    for item in robust.record.rounds:
+        merged = [seat.name for seat in item.participants if seat.outcome == "merged"]
+        assert len(merged) == 5
+        assert len({"site-8", "site-9"}.intersection(merged)) >= 1, "they are in every buffer"
+    assert score(robust) > 0.5, "a guess is right in a tenth"
+    assert score(mean) < 0.3
+    assert robust.record.hostility[0].institutions == ("site-8", "site-9")
+
+
+@pytest.mark.slow
+def test_an_attack_in_buffers_is_the_same_again_and_costs_the_robust_rule_little(tmp_path: Path) -> None:
+    free = attacked("robust", None, tmp_path / "free")
+    one, again = (attacked("robust", "ipm-optimised", tmp_path / name) for name in ("one", "again"))
+    assert one.digest == again.digest
+    assert score(one) > score(free) - 0.1
+    careful = attacked("careful", "ipm-optimised", tmp_path / "careful")
+    assert score(careful) < score(free) - 0.3, "careful stands mishaps, no adversary"
+
+
+@pytest.mark.parametrize("attack", ["forged-count", "rop", "model-replacement"])
+def test_attacks_that_forge_remember_or_poison_work_in_buffers(attack: str, tmp_path: Path) -> None:
+    settings = asynchronous(seconds=[1.0, 1.0, 0.5], rounds={"count": 3}, simulation={"attack": attack, "attackers": 1})
+    result = run(settings, tmp_path)
+    assert result.record.model.version == 3
+    outcomes = {seat.outcome for item in result.record.rounds for seat in item.participants if seat.name == "site-2"}
+    assert outcomes == {"merged"}

@@ -9,6 +9,7 @@ import pytest
 import report_sample
 
 from simulation.report import Hostility, Metric, Participation, Round, RunRecord, summary
+from simulation.report.staleness import staleness
 
 
 def two(ours: tuple[float, float], alone: tuple[float, float], better: str = "higher") -> RunRecord:
@@ -185,3 +186,37 @@ def test_verdicts_show_hostile_and_rejected_institutions_first() -> None:
 
 def test_without_verdicts_there_is_no_table() -> None:
     assert summary.verdicts(report_sample.make_record()) is None
+
+
+def test_ages_show_those_first_that_were_merged_least_often() -> None:
+    record = report_sample.make_record(institutions=3, rounds=2)
+    names = [item.name for item in record.institutions]
+    ages = [
+        {names[0]: ("merged", 0), names[1]: ("refused: update-stale", 9)},
+        {names[0]: ("merged", 2), names[2]: ("merged", 8)},
+    ]
+    rounds = [
+        dataclasses.replace(
+            entry,
+            participants=tuple(
+                dataclasses.replace(entry.participants[0], name=name, outcome=outcome, staleness=age)
+                for name, (outcome, age) in table.items()
+            ),
+        )
+        for entry, table in zip(record.rounds, ages, strict=True)
+    ]
+    found = staleness(dataclasses.replace(record, rounds=tuple(rounds)))
+    assert found is not None
+    assert [(row.name, row.merged, row.mean, row.most) for row in found.rows] == [
+        (names[1], 0, "", ""),
+        (names[2], 1, "8.0", "8"),
+        (names[0], 2, "1.0", "2"),
+    ]
+    assert found.rows[0].cells == (("out", "refused: update-stale"), ("", "no update"))
+    assert found.rows[1].cells == (("", "no update"), ("age4", "8 versions behind"))
+    assert found.rows[2].cells == (("age0", "fresh"), ("age2", "2 versions behind"))
+    assert found.versions == (1, 2)
+
+
+def test_where_nobody_is_behind_there_is_no_table_of_ages() -> None:
+    assert staleness(report_sample.make_record()) is None

@@ -108,9 +108,7 @@ class Hub:
     def receive(self, peer: str, message: pb.FromParticipant, now_s: float) -> list[Action]:
         """A message arrived on ``peer``'s stream. A refusal becomes a message and a count, never an error."""
         body = message.WhichOneof("body")
-        known = self.presence.get(peer)
-        if known is not None:
-            known.heard_s, known.expires_s = now_s, now_s + self.lease_s
+        known = self.heard(peer, now_s)
         try:
             if body == "check_in":
                 return self._check_in(peer, message.check_in, now_s)
@@ -128,6 +126,13 @@ class Hub:
             self.count(error, peer)
             return [Send(peer, messages.rejection(error)), Close(peer)]
         return self._result(peer, known, message, now_s)
+
+    def heard(self, peer: str, now_s: float) -> Presence | None:
+        """A sign of life renews the lease; what is known of the peer, if anything is."""
+        known = self.presence.get(peer)
+        if known is not None:
+            known.heard_s, known.expires_s = now_s, now_s + self.lease_s
+        return known
 
     def checked(self, check: Check, error: RefusedError | None, now_s: float) -> list[Action]:
         """The update of a :class:`Check` is sound (``error`` is None), or isn't."""

@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import datetime
 import logging
+import random
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final
 
 import grpc
@@ -59,6 +60,7 @@ _log = logging.getLogger("fedloom.participant")
 _EOF: Final[Any] = vars(grpc.aio)["EOF"]  # missing from the stubs
 _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 15.0
+_FIRST_WAIT_S: Final = 1.0  # for what the coordinator has no room for now
 _JOURNAL_TASKS: Final = 10_000  # settled ones that are remembered
 _LONGEST_SILENCE_S: Final = 5.0
 _RENEWAL_CHECK_S: Final = 3_600.0
@@ -98,8 +100,9 @@ class Daemon:
         self._bench = Workbench(site.name, site.config.data, frozenset(site.config.allow))
         self._outgoing: asyncio.Queue[pb.FromParticipant] = asyncio.Queue()
         self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None
-        self._pushing: dict[bytes, object] = {}  # digests of masked updates on their way, and over which connection
+        self._pushing: set[bytes] = set()  # digests of masked updates on their way
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transfers: set[asyncio.Task[None]] = set()  # those of them that end with their connection
         self._cancelled: dict[str, threading.Event] = {}
         self._progress = _Progress()
         self._end: asyncio.Future[Finished | None] = asyncio.get_running_loop().create_future()
@@ -127,7 +130,8 @@ class Daemon:
             if self._end.done():
                 return self._end.result()
             retry_s = _FIRST_RETRY_S if self.connections > before else min(2 * retry_s, _LAST_RETRY_S)
-            await asyncio.sleep(retry_s)
+            # Sites that lost the same coordinator shouldn't all come back in the same moment.
+            await asyncio.sleep(retry_s * random.uniform(0.5, 1.5))
 
     async def close(self) -> None:
         """Stop working: what is trained is in the journal."""
@@ -159,10 +163,13 @@ class Daemon:
             try:
                 await self._read(call)
             finally:
-                for helper in helpers:
-                    helper.cancel()
                 call.cancel()
-                await asyncio.gather(*helpers, return_exceptions=True)
+                # What was on its way is asked for again over the next connection, and goes on where it was. None of it
+                # may live on beside that, and break the new connection for the old one's failures.
+                ending = [*helpers, *self._transfers]
+                for task in ending:
+                    task.cancel()
+                await asyncio.gather(*ending, return_exceptions=True)
 
     async def _read(self, call: Any) -> None:
         first = True
@@ -251,11 +258,11 @@ class Daemon:
             elif isinstance(action, Prepare):
                 self._spawn(self._prepare(action))
             elif isinstance(action, Fetch):
-                self._spawn(self._fetch(action))
+                self._transfer(self._fetch(action))
             elif isinstance(action, Work):
                 self._spawn(self._work(action))
             elif isinstance(action, Push):
-                self._spawn(self._push(action))
+                self._transfer(self._push(action))
             elif isinstance(action, Abandon):
                 if (event := self._cancelled.get(action.task_id)) is not None:
                     event.set()
@@ -265,7 +272,9 @@ class Daemon:
                     self._end.set_result(action)
             elif isinstance(action, Reconnect):
                 self._reconnect(action.reason)
-            elif isinstance(action, ExpandMask | MaskUpdate | PushMasked):
+            elif isinstance(action, PushMasked):
+                self._transfer(self._sum(action))
+            elif isinstance(action, ExpandMask | MaskUpdate):
                 self._spawn(self._sum(action))
             elif isinstance(action, DropMask):
                 self._masking.drop(action.context)
@@ -280,13 +289,17 @@ class Daemon:
 
     async def _fetch(self, action: Fetch) -> None:
         job = action.job
-        assert self._blob_stub is not None
+        stub = self._blob_stub
+        assert stub is not None
         try:
             self._collect_garbage(keep=job.base_digest)
-            if not self._blobs.has(job.base_digest):
-                await download(self._blob_stub, job.base_digest, job.base_size, self._blobs, progress=self._note)
-        except (UnreachableError, grpc.aio.UsageError) as error:
-            # A usage error is a call on the channel of a connection that has just ended.
+            await self._patiently(
+                lambda: download(stub, job.base_digest, job.base_size, self._blobs, progress=self._note), "quota"
+            )
+        except asyncio.CancelledError:
+            self._agent.interrupted(job)
+            raise
+        except UnreachableError as error:
             self._agent.interrupted(job)
             self._reconnect(str(error))
         except FedloomError as error:
@@ -326,16 +339,15 @@ class Daemon:
 
     async def _push_masked(self, action: PushMasked) -> None:
         """Bring a masked update to the coordinator. After a reconnection several of its statements ask for it."""
-        stub, digest = self._blob_stub, action.digest
-        if self._pushing.get(digest) is stub:
+        digest = action.digest
+        if digest in self._pushing:
             return
-        self._pushing[digest] = stub
+        self._pushing.add(digest)
         try:
             if await self._upload(digest):
                 self._perform(self._agent.masked_pushed(action.context))
         finally:
-            if self._pushing.get(digest) is stub:
-                del self._pushing[digest]
+            self._pushing.discard(digest)
 
     async def _push(self, action: Push) -> None:
         try:
@@ -346,30 +358,40 @@ class Daemon:
             self._perform(self._agent.undeliverable(action.task_id, error))
 
     async def _upload(self, digest: bytes) -> bool:
-        """Bring a blob to the coordinator, waiting out a full disk there; False where a new connection has to go on.
+        """Bring a blob to the coordinator; False where a new connection has to go on.
 
         Raises:
             RefusedError: the coordinator won't have it, or its file is gone.
         """
-        assert self._blob_stub is not None
-        wait_s = 1.0
+        stub = self._blob_stub
+        assert stub is not None
+        if not self._blobs.has(digest):
+            raise RefusedError("update-missing", "the update's file is gone from this site's disk")
+        try:
+            await self._patiently(
+                lambda: upload(stub, self._blobs.path(digest), digest, progress=self._note), "quota", "disk-full"
+            )
+            return True
+        except UnreachableError as error:
+            self._reconnect(str(error))
+        except RefusedError as error:
+            if error.code != "replaced":  # by our own later upload
+                raise
+        return False
+
+    async def _patiently(self, transfer: Callable[[], Awaitable[object]], *codes: str) -> None:
+        """Transfer something, waiting out what the coordinator has no room for now."""
+        wait_s = _FIRST_WAIT_S
         while True:
             try:
-                if not self._blobs.has(digest):
-                    raise RefusedError("update-missing", "the update's file is gone from this site's disk")
-                await upload(self._blob_stub, self._blobs.path(digest), digest, progress=self._note)
-                return True
-            except (UnreachableError, grpc.aio.UsageError) as error:
-                self._reconnect(str(error))
-                return False
+                await transfer()
+                return
             except ResourceError as error:
-                _log.warning("the coordinator can't take the update now: %s; trying again", error.message)
-                await asyncio.sleep(wait_s)
+                if error.code not in codes:
+                    raise
+                _log.warning("the coordinator can't do this now: %s; trying again", error.message)
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
                 wait_s = min(2 * wait_s, _LAST_RETRY_S)
-            except RefusedError as error:
-                if error.code == "replaced":  # by our own upload on a newer connection
-                    return False
-                raise
 
     def _reconnect(self, reason: str) -> None:
         """Begin again with a new connection, where all that is owed is asked for again."""
@@ -386,12 +408,18 @@ class Daemon:
         masked = self._agent.secure.digest
         self._blobs.keep_only({keep, *owed, *([masked] if masked else [])})
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
+
+    def _transfer(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin a transfer over the present connection, with which it ends."""
+        self._transfers.add(self._spawn(work))
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._transfers.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not self._end.done():
             self._end.set_exception(error)

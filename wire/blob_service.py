@@ -33,6 +33,9 @@ class BlobPolicy(Protocol):
     def may_download(self, identity: Identity, digest: bytes) -> None:
         """Raise :class:`RefusedError` unless this peer may read this blob."""
 
+    def progressed(self, identity: Identity) -> None:
+        """A chunk of this peer's has arrived, or one was taken by it: it is alive, however slow."""
+
     def refused(self, identity: Identity, error: RefusedError) -> None:
         """Count and log a refusal of the service's own."""
 
@@ -62,7 +65,8 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
         self._policy = policy
         self._quota_bytes = quota_bytes
         self._max_transfers = max_transfers
-        self._accounts: dict[str, _Account] = {}
+        # What was left unfinished before this process began counts as well.
+        self._accounts = {owner: _Account(held) for owner, held in store.parts().items()}
 
     async def Stat(self, request: blobs_pb2.BlobStatRequest, context: _Context) -> blobs_pb2.BlobStat:
         """How much of a blob is here: of this peer's own upload, or of a blob that it may read."""
@@ -90,7 +94,7 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
                 writer = await asyncio.to_thread(self._store.open_writer, digest, size, header.offset, _owner(identity))
                 try:
                     await context.send_initial_metadata(((GO_KEY, "1"),))
-                    await receive(_chunks(request_iterator), writer)
+                    await receive(self._chunks(identity, request_iterator), writer)
                 finally:
                     await asyncio.shield(asyncio.to_thread(writer.close))
                     if not self._store.received(digest, _owner(identity)):
@@ -110,6 +114,14 @@ class BlobService(blobs_pb2_grpc.BlobsServicer):
             with self._transfer(identity):
                 async for data in read_ahead(self._store.path(digest), request.offset, size):
                     yield blobs_pb2.BlobChunk(data=data)
+                    self._policy.progressed(identity)
+
+    async def _chunks(self, identity: Identity, messages: AsyncIterator[blobs_pb2.BlobUpload]) -> AsyncIterator[bytes]:
+        async for message in messages:
+            if message.WhichOneof("body") != "chunk":
+                raise RefusedError("protocol-order", "a second header inside an upload")
+            self._policy.progressed(identity)
+            yield bounded(message.chunk)
 
     def _may_know(self, identity: Identity, digest: bytes) -> bool:
         if digest in self._account(identity).held:
@@ -206,10 +218,3 @@ async def _header(messages: AsyncIterator[blobs_pb2.BlobUpload]) -> blobs_pb2.Bl
     if header.offset > header.size:
         raise RefusedError("blob-offset", f"byte {header.offset} is behind the end of a blob of {header.size}")
     return header
-
-
-async def _chunks(messages: AsyncIterator[blobs_pb2.BlobUpload]) -> AsyncIterator[bytes]:
-    async for message in messages:
-        if message.WhichOneof("body") != "chunk":
-            raise RefusedError("protocol-order", "a second header inside an upload")
-        yield bounded(message.chunk)

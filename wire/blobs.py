@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -416,8 +416,23 @@ class BlobStore:
             writer.replace()
         part.unlink(missing_ok=True)
 
-    def keep_only(self, digests: Iterable[bytes]) -> int:
-        """Remove every other complete blob, and every partial file that nobody writes at.
+    def parts(self) -> dict[str, dict[bytes, int]]:
+        """Partial files that owners have left: by owner, the digest and the bytes of each."""
+        found: dict[str, dict[bytes, int]] = {}
+        with disk_errors(self.folder):
+            for path in self.folder.glob("*.*.part"):
+                digest, owner, _ = path.name.split(".")
+                found.setdefault(owner, {})[bytes.fromhex(digest)] = path.stat().st_size
+        return found
+
+    def keep_only(self, digests: Iterable[bytes], owed: Callable[[str], bool] = lambda _: False) -> int:
+        """Remove every other complete blob, and every partial file that nobody will go on with.
+
+        Those of the blobs named are kept, those that somebody writes at, and those of owners who still owe a blob.
+
+        Args:
+            digests: Of the blobs to keep, 32 bytes each.
+            owed: Whether an owner of partial files may go on with them.
 
         Returns:
             The number of files removed.
@@ -428,8 +443,10 @@ class BlobStore:
         removed = 0
         with disk_errors(self.folder):
             for path in list(self.folder.iterdir()):
-                stale = path.name.endswith(".part") and not path.name.startswith("local-") and path.name not in busy
-                if stale or (_is_digest_name(path.name) and path.name not in keep):
+                digest, *owner = path.name.removesuffix(".part").split(".")
+                if not _is_digest_name(digest) or digest in keep or path.name in busy:
+                    continue
+                if not any(map(owed, owner)):
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 import re
 import socket
@@ -31,6 +32,9 @@ from wire.tls import newcomer_credentials
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 
+CALL_TIMEOUT_S: Final = 30.0
+"""For a call with one answer: longer than a dead connection takes to be noticed."""
+
 CODE_KEY: Final = "fedloom-code"
 MESSAGE_KEY: Final = "fedloom-message-bin"
 HINT_KEY: Final = "fedloom-hint-bin"
@@ -39,15 +43,24 @@ HINT_KEY: Final = "fedloom-hint-bin"
 _MAX_TEXT_BYTES = 2_048
 _CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
+_grpc_log = logging.getLogger("grpc._cython.cygrpc")
+
 _Options = tuple[tuple[str, Any], ...]
 
-# Keepalive: a dead peer behind a silent firewall is noticed within 30 s, without any traffic of ours.
+# Keepalive: a peer from which nothing comes for 10 s is pinged, and given up 20 s later. So a connection that is dead
+# without a word (a silent firewall, a pulled cable) is noticed within 30 s, without any traffic of ours. While data
+# come, however slowly, nobody is given up: gRPC counts them as an answer.
 _COMMON: Final[_Options] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.ping_timeout_ms", 600_000),  # a ping may wait behind data; who is dead is keepalive's to say
+    # Left on, gRPC opens a window of 4 MiB for each stream before it has measured anything. On a slow link that much
+    # lies in buffers, and heartbeats wait behind it for minutes. Without it the window is 64 KiB, or the message that
+    # is waited for: a transfer's chunk, whose size follows the link's speed (``wire.transfer.ChunkSize``).
+    ("grpc.http2.bdp_probe", 0),
 )
 
 
@@ -56,7 +69,7 @@ def server_options() -> _Options:
     return (
         *_COMMON,
         ("grpc.so_reuseport", 0),  # a second daemon on the port must fail, not share it
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
     )
 
@@ -72,9 +85,9 @@ def channel_options(federation: str | None) -> _Options:
         *_COMMON,
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
-        # gRPC's name for the time that connecting with its handshake may take: a slow link, or a coordinator to which
-        # a thousand come back at once, isn't given up in the middle.
-        ("grpc.min_reconnect_backoff_ms", 10_000),
+        # In spite of its name: the least time that TCP and TLS get to shake hands. A link by satellite needs seconds,
+        # and so does a coordinator to which a thousand come back at once.
+        ("grpc.min_reconnect_backoff_ms", 20_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),  # a new channel shakes hands anew, with the certificate it was given
@@ -85,8 +98,24 @@ def channel_options(federation: str | None) -> _Options:
 
 
 def connect(address: str, credentials: grpc.ChannelCredentials, federation: str | None) -> grpc.aio.Channel:
-    """A channel to a coordinator; connecting happens with the first call."""
-    return grpc.aio.secure_channel(address, credentials, options=channel_options(federation))
+    """A channel to a coordinator; connecting happens with the first call.
+
+    A call with one answer that names no deadline has one of ``CALL_TIMEOUT_S``. Streams have none: a transfer may take
+    days, and ends when its connection does.
+    """
+    return grpc.aio.secure_channel(
+        address, credentials, options=channel_options(federation), interceptors=[cast(Any, _Deadline())]
+    )
+
+
+class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Nobody waits for an answer without end."""
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Set the deadline of a call that has none."""
+        if client_call_details.timeout is None:
+            client_call_details = client_call_details._replace(timeout=CALL_TIMEOUT_S)
+        return await continuation(client_call_details, request)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +161,7 @@ async def serve(
         ConfigError: If the host is not an address of this machine.
     """
     _check_port(host, port)
+    _grpc_log.addFilter(_is_news)
     server = grpc.aio.server(interceptors=list(interceptors), options=server_options())
     register(server)
     try:
@@ -142,6 +172,11 @@ async def serve(
         raise ResourceError(f"can't listen on {join_address(host, port)}", code="port")
     await server.start()
     return Listener(server, host, bound)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """That a peer's connection broke while we wrote to it is no error, and worth no traceback: its handler knows."""
+    return record.exc_info is None or getattr(record.exc_info[0], "__name__", "") != "ExecuteBatchError"
 
 
 def join_address(host: str, port: int) -> str:

@@ -1,7 +1,8 @@
 """Blobs over gRPC: clients that go on where a broken connection stopped them, and what both sides stream with.
 
 Hashing and disk work happen in worker threads while the event loop receives the next chunks; a transfer holds at most
-two batches of ``BATCH`` chunks.
+two batches of ``BATCH`` chunks. Chunks are as large as the link carries in a second or so: what is on its way is what
+a cut loses, and what a sign of life on the same connection waits behind.
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ from wire.errors import FedloomError, RefusedError, UnreachableError
 CHUNK_BYTES: Final = 2 << 20
 """A server that sends spends half the processor time that it spends on chunks of 1 MiB; 4 MiB is a message's limit."""
 
+LEAST_CHUNK_BYTES: Final = 32 << 10
+_FIRST_CHUNK_BYTES: Final = 64 << 10
+_QUICK_S: Final = 0.25  # a chunk that took less is followed by one of twice the size
+_SLOW_S: Final = 1.0  # one that took more, by one of half the size
+
 BATCH: Final = 1
-"""Chunks that go to a worker thread together: more cost memory and gain nothing measurable."""
+"""Chunks that go to a worker thread together at the receiver: more cost memory and gain nothing measurable."""
 
 GO_KEY: Final = "fedloom-go"
 """Initial metadata of an upload whose content the server wants."""
@@ -85,22 +91,45 @@ def _finish(writer: PartWriter, batch: Sequence[bytes]) -> None:
     writer.commit()
 
 
+class ChunkSize:
+    """How large the next chunk should be, after how long the ones before took to be sent.
+
+    Attributes:
+        size: Bytes, ``LEAST_CHUNK_BYTES`` to ``CHUNK_BYTES``.
+    """
+
+    def __init__(self) -> None:
+        self.size = _FIRST_CHUNK_BYTES
+        self._measured = False
+
+    def took(self, seconds: float) -> None:
+        """A chunk has been sent, in this time. The first one's says nothing: it fits into empty buffers."""
+        if not self._measured:
+            self._measured = True
+        elif seconds < _QUICK_S:
+            self.size = min(CHUNK_BYTES, 2 * self.size)
+        elif seconds > _SLOW_S:
+            self.size = max(LEAST_CHUNK_BYTES, self.size // 2)
+
+
 async def read_ahead(path: Path, offset: int, size: int) -> AsyncGenerator[bytes, None]:
-    """Chunks of a file from ``offset``; the next batch is read in a thread while the present one is used."""
+    """Chunks of a file from ``offset``; the next one is read in a thread while the present one is sent."""
     with disk_errors(path):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise unknown(bytes.fromhex(path.name)) from None
     loop = asyncio.get_running_loop()
-    reading: asyncio.Future[list[bytes]] | None = None
+    reading: asyncio.Future[bytes] | None = None
+    chunk = ChunkSize()
     try:
-        reading = loop.run_in_executor(None, _read_batch, descriptor, path, offset, size)
-        while batch := await reading:
-            offset += sum(map(len, batch))
-            reading = loop.run_in_executor(None, _read_batch, descriptor, path, offset, size)
-            for data in batch:
-                yield data
+        reading = loop.run_in_executor(None, _read_chunk, descriptor, path, offset, min(chunk.size, size - offset))
+        while data := await reading:
+            offset += len(data)
+            reading = loop.run_in_executor(None, _read_chunk, descriptor, path, offset, min(chunk.size, size - offset))
+            began_s = loop.time()
+            yield data
+            chunk.took(loop.time() - began_s)
     finally:
         if reading is not None:
             with contextlib.suppress(Exception):
@@ -108,16 +137,14 @@ async def read_ahead(path: Path, offset: int, size: int) -> AsyncGenerator[bytes
         os.close(descriptor)
 
 
-def _read_batch(descriptor: int, path: Path, offset: int, size: int) -> list[bytes]:
-    batch: list[bytes] = []
+def _read_chunk(descriptor: int, path: Path, offset: int, length: int) -> bytes:
+    if not length:
+        return b""
     with disk_errors(path):
-        while offset < size and len(batch) < BATCH:
-            data = os.pread(descriptor, min(CHUNK_BYTES, size - offset), offset)
-            if not data:
-                raise RefusedError("blob-truncated", f"the blob became shorter while it was read, at byte {offset}")
-            batch.append(data)
-            offset += len(data)
-    return batch
+        data = os.pread(descriptor, length, offset)
+    if not data:
+        raise RefusedError("blob-truncated", f"the blob became shorter while it was read, at byte {offset}")
+    return data
 
 
 # ---- clients ------------------------------------------------------------------------------------------------------
@@ -250,8 +277,13 @@ async def _source_chunks(source: Path | Buffer, offset: int, size: int) -> Async
                 yield chunk
         return
     view = memoryview(source).cast("B")
-    for start in range(offset, size, CHUNK_BYTES):
-        yield bytes(view[start : start + CHUNK_BYTES])
+    loop, piece = asyncio.get_running_loop(), ChunkSize()
+    while offset < size:
+        data = bytes(view[offset : min(size, offset + piece.size)])
+        offset += len(data)
+        began_s = loop.time()
+        yield data
+        piece.took(loop.time() - began_s)
 
 
 async def download(

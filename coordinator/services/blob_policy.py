@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from coordinator.daemon import Daemon
 from coordinator.store import MemberState
-from wire import Identity, RefusedError, Role
+from wire import Identity, RefusedError, Role, UnreachableError
 
 
 class HubPolicy:
@@ -28,6 +30,11 @@ class HubPolicy:
         assert self._daemon.hub is not None
         self._daemon.hub.may_download(identity.name, digest)
 
+    def progressed(self, identity: Identity) -> None:
+        """A chunk on its way renews the lease, as a message does: behind it messages may have to wait."""
+        if self._daemon.hub is not None:
+            self._daemon.hub.heard(identity.name, time.time())
+
     def refused(self, identity: Identity, error: RefusedError) -> None:
         """Count a refusal of the service's own (a wrong digest, too many bytes)."""
         self._daemon.store.count_refusal(error.code, identity.name)
@@ -39,4 +46,5 @@ class HubPolicy:
 
     def _hub_ready(self) -> None:
         if self._daemon.hub is None:
-            raise RefusedError("blob-not-expected", "the run isn't open yet", "Try again in a moment.")
+            # No refusal: a site that goes on with a transfer right after a restart only has to try again.
+            raise UnreachableError("the run isn't open yet", "Try again in a moment.")

@@ -369,3 +369,16 @@ def test_a_long_list_is_shown_in_parts(bench: Bench, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("coordinator.messages.MAX_ENTRIES", 2)
     bench.federation.certify("a", "b", "c", "d", "e")
     assert [len(shown.entries) for _, shown in sent(bench.check_in("a"), "members")] == [2, 2, 1]
+
+
+def test_chunks_of_a_transfer_renew_a_lease_as_messages_do(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.ready("a")
+    for _ in range(3):
+        bench.now += 0.9 * LEASE_S
+        assert bench.hub.heard("a", bench.now) is not None
+        bench.hub.tick(bench.now)
+    assert "a" in bench.hub.presence
+    bench.now += 1.1 * LEASE_S
+    bench.hub.tick(bench.now)
+    assert bench.hub.heard("a", bench.now) is None, "who is gone begins anew"

@@ -210,6 +210,18 @@ def test_garbage_collection(store: BlobStore) -> None:
     assert busy.commit().is_file()
 
 
+def test_what_can_be_gone_on_with_is_no_garbage(store: BlobStore) -> None:
+    digests = [bytes([number]) * 32 for number in range(3)]
+    for digest, owner in ((digests[0], ""), (digests[1], "slow"), (digests[2], "gone")):
+        writer = store.open_writer(digest, 100, 0, owner)
+        writer.write([bytes(60)])
+        writer.close()
+    assert store.parts() == {"slow": {digests[1]: 60}, "gone": {digests[2]: 60}}
+    assert store.keep_only([digests[0]], lambda owner: owner == "slow") == 1
+    assert files(store) == sorted([f"{digests[0].hex()}.part", f"{digests[1].hex()}.slow.part"])
+    assert store.open_writer(digests[0], 100, 60).received == 60
+
+
 def test_what_a_killed_process_was_making_is_removed_at_the_next_start(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from wire import BlobStore; "

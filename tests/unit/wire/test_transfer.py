@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -12,18 +11,14 @@ from typing import Any
 
 import grpc
 import pytest
-from relays import Relay
+from blob_site import DATA, DIGEST, OTHER, Site, put
 
 from protos import blobs_pb2, blobs_pb2_grpc
 from wire import (
-    BlobService,
     BlobStore,
-    Credentials,
     DataError,
     FederationCA,
     FedloomError,
-    Identity,
-    Listener,
     RefusedError,
     ResourceError,
     Role,
@@ -33,82 +28,9 @@ from wire import (
     download,
     error_from,
     file_digest,
-    serve,
-    server_credentials,
     upload,
 )
 from wire.transfer import CHUNK_BYTES
-
-DATA = os.urandom(9 * CHUNK_BYTES + 12_345)
-DIGEST = hashlib.sha256(DATA).digest()
-OTHER = hashlib.sha256(b"other").digest()
-
-
-class Policy:
-    """Everybody may do everything unless it is forbidden here; refusals are noted."""
-
-    def __init__(self) -> None:
-        self.forbidden: set[str] = set()
-        self.refusals: list[tuple[str, str]] = []
-
-    def may_upload(self, identity: Identity, digest: bytes, size: int) -> None:
-        if identity.name in self.forbidden or size > 1 << 30:
-            raise RefusedError("blob-not-expected", f"{identity.name} owes no blob of {size} bytes")
-
-    def may_download(self, identity: Identity, digest: bytes) -> None:
-        if identity.name in self.forbidden:
-            raise RefusedError("blob-not-expected", f"{identity.name} may not read this")
-
-    def refused(self, identity: Identity, error: RefusedError) -> None:
-        self.refusals.append((identity.name, error.code))
-
-
-@dataclasses.dataclass
-class Site:
-    store: BlobStore
-    policy: Policy
-    listener: Listener
-    server_identity: Credentials
-
-    async def restart(self, **options: Any) -> None:
-        port = self.listener.port
-        await self.listener.stop()
-        self.listener = await start(self.store, self.policy, self.server_identity, port, **options)
-
-
-async def start(store: BlobStore, policy: Policy, own: Credentials, port: int = 0, **options: Any) -> Listener:
-    service = BlobService(store, policy, **options)
-    return await serve(
-        "127.0.0.1",
-        port,
-        server_credentials(own),
-        lambda server: blobs_pb2_grpc.add_BlobsServicer_to_server(service, server),
-    )
-
-
-@pytest.fixture
-async def site(tmp_path: Path, server_identity: Credentials) -> AsyncIterator[Site]:
-    store, policy = BlobStore(tmp_path / "server"), Policy()
-    made = Site(store, policy, await start(store, policy, server_identity), server_identity)
-    yield made
-    await made.listener.stop()
-
-
-@pytest.fixture
-async def stub(site: Site, hospital: Credentials) -> AsyncIterator[blobs_pb2_grpc.BlobsAsyncStub]:
-    async with connect(site.listener.address, client_credentials(hospital), "demo") as channel:
-        yield blobs_pb2_grpc.BlobsStub(channel)
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> BlobStore:
-    return BlobStore(tmp_path / "client")
-
-
-def put(store: BlobStore, data: bytes = DATA) -> bytes:
-    with store.writer() as writer:
-        writer.write(data)
-        return writer.commit(sync=False)
 
 
 async def send(stub: Any, *messages: Any) -> FedloomError | blobs_pb2.BlobStat:
@@ -251,42 +173,6 @@ async def test_a_source_that_is_not_what_was_announced(site: Site, stub: Any, tm
     assert caught.value.code == "blob-digest"
     with pytest.raises(DataError):
         await upload(stub, tmp_path / "missing", OTHER)
-
-
-async def test_an_upload_goes_on_after_a_cut(site: Site, hospital: Credentials, tmp_path: Path) -> None:
-    before_cut = 7 << 20
-    relay = Relay(site.listener.port, cut_after=before_cut)
-    try:
-        async with connect(relay.address, client_credentials(hospital), "demo") as channel:
-            (tmp_path / "file").write_bytes(DATA)
-            await upload(blobs_pb2_grpc.BlobsStub(channel), tmp_path / "file", DIGEST)
-    finally:
-        relay.close()
-    assert relay.cuts == 1
-    assert site.store.path(DIGEST).read_bytes() == DATA
-    # It went on where the server's copy ended: of what had passed before the cut, not all was sent again. How much
-    # the server had written by then depends on the machine.
-    assert relay.passed < len(DATA) + before_cut - CHUNK_BYTES // 2
-
-
-async def test_a_download_goes_on_after_two_cuts(site: Site, hospital: Credentials, local: BlobStore) -> None:
-    put(site.store)
-    relay = Relay(site.listener.port, cut_after=5 << 20)
-    steps: list[int] = []
-
-    def watch(done: int, total: int) -> None:
-        steps.append(done)
-        if relay.cuts == 1 and done > 8 << 20:
-            relay.cut_after(1)
-
-    try:
-        async with connect(relay.address, client_credentials(hospital), "demo") as channel:
-            path = await download(blobs_pb2_grpc.BlobsStub(channel), DIGEST, len(DATA), local, progress=watch)
-    finally:
-        relay.close()
-    assert relay.cuts >= 1
-    assert path.read_bytes() == DATA
-    assert steps == sorted(steps)
 
 
 async def test_a_download_goes_on_after_a_restart_of_the_client(site: Site, stub: Any, local: BlobStore) -> None:

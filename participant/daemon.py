@@ -8,8 +8,8 @@ import dataclasses
 import datetime
 import logging
 import threading
-from collections.abc import Coroutine, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final, Literal
 
 import grpc
 
@@ -21,10 +21,12 @@ from participant.actions import (
     Fetch,
     Finished,
     MaskUpdate,
+    Pause,
     Prepare,
     Push,
     PushMasked,
     Reconnect,
+    Resume,
     Say,
     Work,
 )
@@ -33,6 +35,7 @@ from participant.budget import SiteBudget
 from participant.ledger import BudgetLedger
 from participant.masking import MASKS, Masking
 from participant.membership import PinnedMembers
+from participant.schedule import DAY_OVER
 from participant.site import Site
 from participant.store import ParticipantStore
 from participant.work import Workbench
@@ -53,6 +56,7 @@ from wire import (
     make_csr,
     upload,
 )
+from wire.transfer import Progress
 
 _log = logging.getLogger("fedloom.participant")
 
@@ -61,6 +65,7 @@ _FIRST_RETRY_S: Final = 0.2
 _LAST_RETRY_S: Final = 15.0
 _JOURNAL_TASKS: Final = 10_000  # settled ones that are remembered
 _LONGEST_SILENCE_S: Final = 5.0
+_CLOCK_CHECK_S: Final = 1.0
 _RENEWAL_CHECK_S: Final = 3_600.0
 _RENEWAL_TIMEOUT_S: Final = 20.0
 
@@ -101,6 +106,8 @@ class Daemon:
         self._pushing: dict[bytes, object] = {}  # digests of masked updates on their way, and over which connection
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancelled: dict[str, threading.Event] = {}
+        self._open = threading.Event()  # cleared while a training is paused
+        self._open.set()
         self._progress = _Progress()
         self._end: asyncio.Future[Finished | None] = asyncio.get_running_loop().create_future()
         self._once = False
@@ -114,6 +121,7 @@ class Daemon:
             RefusedError: the coordinator turned this site away, or the site's policy refuses its plan.
         """
         self._once = once
+        self._spawn(self._watch_clock())
         retry_s = _FIRST_RETRY_S
         while True:
             before = self.connections
@@ -133,6 +141,7 @@ class Daemon:
         """Stop working: what is trained is in the journal."""
         for event in self._cancelled.values():
             event.set()
+        self._open.set()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -211,6 +220,12 @@ class Daemon:
             await asyncio.sleep(min(_LONGEST_SILENCE_S, self._agent.lease_s / 4))
             self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
 
+    async def _watch_clock(self) -> None:
+        """Keep the site's hours, also while nobody is connected."""
+        while True:
+            await asyncio.sleep(_CLOCK_CHECK_S)
+            self._perform(self._agent.tick())
+
     async def _renew(self, channel: grpc.aio.Channel) -> None:
         """Get a new certificate for this site's key in good time; the next connection shows it."""
         while True:
@@ -259,6 +274,11 @@ class Daemon:
             elif isinstance(action, Abandon):
                 if (event := self._cancelled.get(action.task_id)) is not None:
                     event.set()
+                self._open.set()
+            elif isinstance(action, Pause):
+                self._open.clear()
+            elif isinstance(action, Resume):
+                self._open.set()
             elif isinstance(action, Finished):
                 _log.info("run %s is over (%s); version %d is final", action.run_id, action.reason, action.version)
                 if self._once and not self._end.done():
@@ -284,7 +304,10 @@ class Daemon:
         try:
             self._collect_garbage(keep=job.base_digest)
             if not self._blobs.has(job.base_digest):
-                await download(self._blob_stub, job.base_digest, job.base_size, self._blobs, progress=self._note)
+                with self._metered("received") as (before, moved):
+                    await download(
+                        self._blob_stub, job.base_digest, job.base_size, self._blobs, before=before, progress=moved
+                    )
         except (UnreachableError, grpc.aio.UsageError) as error:
             # A usage error is a call on the channel of a connection that has just ended.
             self._agent.interrupted(job)
@@ -297,9 +320,14 @@ class Daemon:
     async def _work(self, action: Work) -> None:
         job = action.job
         event = self._cancelled[job.task_id] = threading.Event()
+
+        def cancelled() -> bool:
+            self._open.wait()  # the training's thread stands still while the site is closed
+            return event.is_set()
+
         try:
             outcome = await asyncio.to_thread(
-                self._bench.perform, job, self._blobs.path(job.base_digest), self._blobs, self._note, event.is_set
+                self._bench.perform, job, self._blobs.path(job.base_digest), self._blobs, self._note, cancelled
             )
         except Exception as error:
             if not event.is_set():
@@ -341,6 +369,8 @@ class Daemon:
         try:
             if await self._upload(action.digest):
                 self._perform(self._agent.pushed(action.task_id))
+        except ResourceError:
+            self._perform(self._agent.postponed(action.task_id))
         except RefusedError as error:
             _log.warning("the update of %s can't be handed over: %s", action.task_id, error.message)
             self._perform(self._agent.undeliverable(action.task_id, error))
@@ -350,6 +380,7 @@ class Daemon:
 
         Raises:
             RefusedError: the coordinator won't have it, or its file is gone.
+            ResourceError: "day-over": the site doesn't move so much any more today.
         """
         assert self._blob_stub is not None
         wait_s = 1.0
@@ -357,12 +388,15 @@ class Daemon:
             try:
                 if not self._blobs.has(digest):
                     raise RefusedError("update-missing", "the update's file is gone from this site's disk")
-                await upload(self._blob_stub, self._blobs.path(digest), digest, progress=self._note)
+                with self._metered("sent") as (before, moved):
+                    await upload(self._blob_stub, self._blobs.path(digest), digest, before=before, progress=moved)
                 return True
             except (UnreachableError, grpc.aio.UsageError) as error:
                 self._reconnect(str(error))
                 return False
             except ResourceError as error:
+                if error.code == DAY_OVER:
+                    raise
                 _log.warning("the coordinator can't take the update now: %s; trying again", error.message)
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LAST_RETRY_S)
@@ -375,6 +409,20 @@ class Daemon:
         """Begin again with a new connection, where all that is owed is asked for again."""
         _log.warning("%s; connecting again", reason)
         self._broken.set()
+
+    @contextlib.contextmanager
+    def _metered(self, direction: Literal["sent", "received"]) -> Iterator[tuple[Callable[[int], None], Progress]]:
+        """A transfer that is counted against the site's day: what to call before it, and on the way."""
+        meter = self._agent.schedule.meter(direction)
+
+        def moved(done: int, total: int) -> None:
+            meter.moved(done, total)
+            self._note(done, total)
+
+        try:
+            yield meter.before, moved
+        finally:
+            meter.close()
 
     def _note(self, done: int, total: int) -> None:
         """Called from worker threads; two numbers need no lock."""

@@ -91,7 +91,10 @@ class OpeningHours:
         return cls(tuple(Window.parse(text) for text in windows), parse_zone(zone))
 
     def open_until(self, at_s: float) -> float | None:
-        """When the window of this moment ends, in seconds since the epoch; infinity for never, None where it is closed."""
+        """When the window of this moment ends, in seconds since the epoch.
+
+        Infinity where it is always open, None where it is closed.
+        """
         if not self.windows:
             return math.inf
         for start, end in self._around(at_s):
@@ -145,6 +148,26 @@ def parse_zone(name: str) -> zoneinfo.ZoneInfo:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError("is no time zone of the IANA database: write for example Europe/Zurich") from None
+
+
+def opening_window(text: str) -> str:
+    """A window's text, if it is one: for configurations.
+
+    Raises:
+        ValueError: As :meth:`Window.parse`.
+    """
+    Window.parse(text)
+    return text
+
+
+def time_zone(name: str) -> str:
+    """A time zone's name, if there is one: for configurations.
+
+    Raises:
+        ValueError: As :func:`parse_zone`.
+    """
+    parse_zone(name)
+    return name
 
 
 @functools.lru_cache(maxsize=64)

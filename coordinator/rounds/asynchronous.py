@@ -43,7 +43,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.pace import Kept, Task
 from coordinator.rounds.state import Round
-from coordinator.rounds.tasks import attempt_seed, task_id, turned_away
+from coordinator.rounds.tasks import attempt_seed, away_text, task_id, turned_away
 from wire import RefusedError
 
 STALE: Final = "update-stale"
@@ -92,15 +92,38 @@ class AsyncRounds(SynchronousRounds):
         """
         if self._scoring():
             return super().available(name, now_s)
+        self._available.add(name)
+        self.away.pop(name, None)
+        decision = self.recall(name, now_s)
+        self._advance(decision, now_s)
+        return decision
+
+    def absent(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
+        """A connected participant takes no tasks until a time, by its own word. Nobody waits for it.
+
+        Unless it goes on ``working``, its task is free; it gets the same one when it is back.
+        """
+        if self._scoring():
+            return super().absent(name, until_s, reason, now_s, working=working)
         decision = Decision()
         self._available.add(name)
+        self.away[name] = until_s
+        if not working and name in self.state.pace.tasks and self.state.finished is None:
+            self._end(decision, name, "away", reason, away_text(name, reason), again=True)
+            self._advance(decision, now_s)
+        return decision
+
+    def recall(self, name: str, now_s: float) -> Decision:
+        """A participant is connected again: ask once more for the result that it owes, if it would be taken."""
+        if self._scoring():
+            return super().recall(name, now_s)
+        decision = Decision()
         pace = self.state.pace
         lapsed = pace.lapsed.get(name)
         if name in pace.tasks:
             decision.effects.append(self._issue(name, pace.tasks[name]))
         elif lapsed is not None and self._takes(lapsed):
             self._give(decision, name, lapsed.base_version, lapsed.attempt, lapsed.evaluate, now_s)
-        self._advance(decision, now_s)
         return decision
 
     def gone(self, name: str, outcome: Excuse, message: str, now_s: float) -> Decision:
@@ -111,7 +134,7 @@ class AsyncRounds(SynchronousRounds):
         if self._scoring():
             return super().gone(name, outcome, message, now_s)
         decision = Decision()
-        self._available.discard(name)
+        self._forget(name)
         if name in self.state.pace.tasks and self.state.finished is None:
             self._end(decision, name, outcome, outcome, message, again=True)
             self._advance(decision, now_s)
@@ -342,7 +365,7 @@ class AsyncRounds(SynchronousRounds):
             super()._advance(decision, now_s)
             return
         if not self.state.rounds:
-            if len(self._available) < self.spec.min_participants:
+            if len(self._ready()) < self.spec.min_participants:
                 return
             self._open_buffer(decision, now_s)
         if self.state.merging() is not None:
@@ -369,7 +392,7 @@ class AsyncRounds(SynchronousRounds):
     def _idle(self, buffer: Round) -> list[str]:
         """Who is ready and has nothing to do, sorted."""
         pace = self.state.pace
-        return sorted(self._available - pace.tasks.keys() - pace.failed - set(buffer.done()))
+        return sorted(self._ready() - pace.tasks.keys() - pace.failed - set(buffer.done()))
 
     def _open_buffer(self, decision: Decision, now_s: float) -> None:
         number = len(self.state.rounds) + 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
+from coordinator.store import Store
 from privacy.ledger import LedgerError, Receipt, SignedReceipt
 from privacy.secure_aggregation.members import MemberList
 from protos import session_pb2 as pb
@@ -47,3 +51,47 @@ def checked_receipt(peer: str, message: pb.BudgetReceipt, members: MemberList, r
     if receipt.run_id != run_id:
         raise RefusedError("receipt-invalid", f"the budget receipt of {peer} is of run {receipt.run_id}")
     return receipt
+
+
+class Budgets:
+    """Each site's last receipt in one run.
+
+    Args:
+        store: Where receipts are.
+        members: Gives the federation's list as it is now.
+        run_id: The run.
+    """
+
+    def __init__(self, store: Store, members: Callable[[], MemberList], run_id: str) -> None:
+        self._store = store
+        self._members = members
+        self._run_id = run_id
+
+    def known(self) -> dict[str, Receipt]:
+        """All of them, by name. A receipt of an earlier run, or of a member that was removed since, isn't shown."""
+        found = {}
+        for name, (body, signature) in self._store.budgets().items():
+            with contextlib.suppress(RefusedError):
+                found[name] = self._checked(name, pb.BudgetReceipt(body=body, signature=signature))
+        return found
+
+    def take(self, peer: str, message: pb.BudgetReceipt) -> pb.BudgetKnown:
+        """Keep a receipt; the answer is for after it is on the disk.
+
+        Raises:
+            RefusedError: As :func:`checked_receipt` and :func:`check_follows`.
+        """
+        receipt = self._checked(peer, message)
+        check_follows(peer, receipt, self.known().get(peer))
+        self._store.put_budget(peer, message.body, message.signature)
+        return pb.BudgetKnown(lines=receipt.lines, head=receipt.head)
+
+    def answer(self, peer: str, code: str = "") -> pb.BudgetKnown:
+        """What is on the disk of this peer, so that it can show what is missing."""
+        receipt = self.known().get(peer)
+        if receipt is None:
+            return pb.BudgetKnown(code=code)
+        return pb.BudgetKnown(lines=receipt.lines, head=receipt.head, code=code)
+
+    def _checked(self, peer: str, message: pb.BudgetReceipt) -> Receipt:
+        return checked_receipt(peer, message, self._members(), self._run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import sys
@@ -84,7 +85,7 @@ def _participant_cells(item: pb.ParticipantStatus) -> dict[str, str]:
     budget = item.budget if item.HasField("budget") else None
     return {
         "participant": item.name,
-        "state": item.state,
+        "state": _state(item),
         "progress": f"{100 * item.done // item.total} %" if working and item.total else "",
         "examples": str(item.examples or ""),
         "last heard": f"{item.silent_s:.0f} s ago" if here else "",
@@ -92,6 +93,16 @@ def _participant_cells(item: pb.ParticipantStatus) -> dict[str, str]:
         "left": f"{budget.left:.3g}" if budget else "",
         "at delta": f"{budget.delta:.1g}" if budget else "",
     }
+
+
+def _state(item: pb.ParticipantStatus) -> str:
+    """What a participant does, and until when it takes no tasks, by the clock of whoever looks."""
+    if not item.away_until:
+        return item.state
+    until = datetime.datetime.fromisoformat(item.away_until).astimezone()
+    soon = until - datetime.datetime.now(datetime.UTC) < datetime.timedelta(hours=18)
+    when = f"{until:%H:%M}" if soon else f"{until:%a %d %b %H:%M}"
+    return f"away until {when}" if item.state == "away" else f"{item.state}, then away until {when}"
 
 
 def _rounds(status: pb.Status) -> Table:

@@ -8,15 +8,15 @@ quick (one small transaction at most); slow work (checking an update's file, mer
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from coordinator import messages
 from coordinator.actions import Action, Check, Close, Find, Merge, Published, Send, Unmask, Wake
-from coordinator.budgets import check_follows, checked_receipt
+from coordinator.budgets import Budgets
 from coordinator.merging.planning import guarantee
+from coordinator.presence import Presence, announced
 from coordinator.rounds import (
     AnnounceFinish,
     AnnounceVersion,
@@ -47,27 +47,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("fedloom.coordinator")
 
-STAGES: Final = ("idle", "downloading", "training", "evaluating", "summing", "uploading", "other")
-"""What a site says that it is doing; "other" stands for anything else that it says."""
-
 _UNLIMITED: Final = float("inf")
+_MOST_OWED: Final = 256  # tasks that a participant may ask about at once
 _SITE_CODES: Final = 64  # reasons of one participant's refusals that are counted apart
-
-
-@dataclasses.dataclass
-class Presence:
-    """What the coordinator knows of a connected participant. Times are the hub's clock, in seconds."""
-
-    expires_s: float
-    heard_s: float
-    connected: bool = True
-    ready: bool = False
-    examples: int = 0
-    stage: str = "idle"
-    task_id: str = ""
-    done: int = 0
-    total: int = 0
-    members: int = 0  # entries of the member list that it has
 
 
 class Hub:
@@ -91,6 +73,7 @@ class Hub:
         self._plan_bytes = plan.canonical()
         self._site_codes: dict[str, set[str]] = {}
         self._federation = federation
+        self._budgets = Budgets(store, lambda: self._federation.members, plan.run_id)
         self._log = RunLog(store, plan, federation, step_s=lease_s)
         self.machine = self._log.replay()
         # By participant, the update that it was allowed to bring: on the disk, and not in the log yet.
@@ -117,7 +100,10 @@ class Hub:
             if body == "ready":
                 return self._ready(peer, known, message.ready, now_s)
             if body == "progress":
-                return self._progress(known, message.progress)
+                known.progress(message.progress)
+                return []
+            if body == "availability":
+                return self._availability(peer, known, message.availability, now_s)
             if body == "leave":
                 return self._carry(self._leave(peer, message.leave.reason, now_s), now_s)
             if not known.ready or body is None:
@@ -351,19 +337,41 @@ class Hub:
         if message.examples == 0 and not secure:
             raise RefusedError("examples-invalid", f"{peer} has no training examples", "Point --data at some.")
         known.ready, known.examples = True, 0 if secure else message.examples
+        told: list[Action] = []
+        if self.plan.privacy.placement != "off":
+            told.append(Send(peer, pb.FromCoordinator(budget_known=self._budgets.answer(peer))))
+        told += self._owed(peer, message.owed[:_MOST_OWED], now_s)
         if self.machine.state.finished is not None:
             effect = AnnounceFinish(version=self.machine.state.version, reason=self.machine.state.finished.reason)
-            return [Send(peer, messages.finished(self.plan.run_id, effect, self._model()))]
+            return [*told, Send(peer, messages.finished(self.plan.run_id, effect, self._model()))]
         if secure:
-            return []  # its prekeys follow, and make it available
-        return self._carry(self.machine.available(peer, now_s), now_s)
+            return told  # its prekeys follow, and make it available
+        return told + self._attend(peer, known, now_s)
 
-    def _progress(self, known: Presence, message: pb.Progress) -> list[Action]:
-        # The operator's tables and metrics have these words: a site that says another one adds none to them.
-        known.stage = message.stage if message.stage in STAGES else "other"
-        known.task_id = message.task_id
-        known.done, known.total = message.done, message.total
-        return []
+    def _owed(self, peer: str, tasks: Iterable[str], now_s: float) -> list[Action]:
+        """Receipts for what a participant has trained and doesn't know the end of."""
+        return [action for task in tasks for action in self._carry(self.machine.became_of(peer, task), now_s)]
+
+    def _attend(self, peer: str, known: Presence, now_s: float) -> list[Action]:
+        """A participant is connected and can take part: it gets tasks, or says that it is away."""
+        absence = known.absence
+        if absence is None:
+            return self._carry(self.machine.available(peer, now_s), now_s)
+        decided = self.machine.absent(peer, absence.until_s, absence.reason, now_s, working=True)
+        return self._carry(decided, now_s) + self._carry(self.machine.recall(peer, now_s), now_s)
+
+    def _availability(self, peer: str, known: Presence, message: pb.Availability, now_s: float) -> list[Action]:
+        """A participant is away by its own rules for a while, or is back."""
+        before, known.absence = known.absence, announced(peer, message, now_s)
+        absence = known.absence
+        if not known.ready or peer not in self.machine.present():
+            return []  # acted on when it can take part
+        if absence is None:
+            return self._carry(self.machine.available(peer, now_s), now_s) if before is not None else []
+        text = "%s takes no tasks for %.0f s: %s"
+        _logger.info(text, peer, absence.until_s - now_s, absence.reason, extra=self._facts(peer))
+        decided = self.machine.absent(peer, absence.until_s, absence.reason, now_s, working=absence.working)
+        return self._carry(decided, now_s)
 
     def _leave(self, peer: str, reason: str, now_s: float) -> Decision:
         self.presence.pop(peer, None)
@@ -394,23 +402,15 @@ class Hub:
     def _budget(self, peer: str, message: pb.BudgetReceipt) -> list[Action]:
         """What the run has cost a site's data. A receipt that doesn't hold is counted; the stream goes on."""
         try:
-            receipt = checked_receipt(peer, message, self._federation.members, self.plan.run_id)
-            check_follows(peer, receipt, self.budgets().get(peer))
+            known = self._budgets.take(peer, message)
         except RefusedError as error:
             self.count(error, peer)
-        else:
-            self.store.put_budget(peer, message.body, message.signature)
-        return []
+            known = self._budgets.answer(peer, error.code[:64])
+        return [Send(peer, pb.FromCoordinator(budget_known=known))]
 
     def budgets(self) -> dict[str, Receipt]:
         """Each site's last receipt in this run, by name."""
-        found = {}
-        for name, (body, signature) in self.store.budgets().items():
-            message = pb.BudgetReceipt(body=body, signature=signature)
-            # A receipt of an earlier run, or of a member that was removed since, isn't shown.
-            with contextlib.suppress(RefusedError):
-                found[name] = checked_receipt(name, message, self._federation.members, self.plan.run_id)
-        return found
+        return self._budgets.known()
 
     def _update(self, peer: str, known: Presence, message: pb.UpdateReady, now_s: float) -> list[Action]:
         contribution = Contribution(participant=peer, digest=message.update.digest.hex(), examples=message.examples)
@@ -459,7 +459,7 @@ class Hub:
             if kind == PrekeyBatch.KIND:
                 machine.offer(peer, signed)
                 self.store.put_prekeys(peer, signed.body, signed.signature)
-                return self._carry(machine.available(peer, now_s), now_s)
+                return self._attend(peer, self.presence[peer], now_s)
             if kind == Upload.KIND:
                 with _refused():
                     upload = Upload.parse(signed.body)
@@ -509,10 +509,9 @@ class Hub:
         except Exception:
             # The machine is ahead of the disk: fall back to what is on it. Who was present comes back by itself,
             # since every peer's next message, or its lapsed lease, goes through the replayed machine.
-            present = self.machine.present()
-            self.machine = self._log.replay()
-            for name in present:
-                self.machine.remember(name)
+            before, self.machine = self.machine, self._log.replay()
+            for name in before.present():
+                self.machine.remember(name, before.away.get(name))
             raise
         return [action for effect in decision.effects for action in self._actions(effect, now_s)]
 

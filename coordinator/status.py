@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from coordinator.hub import STAGES, Hub, Presence
+from coordinator.hub import Hub
+from coordinator.presence import STAGES, Presence
 from coordinator.rounds import ATOM_INCOMPLETE, Round, Seat
 from coordinator.store import Member, MemberState
 from protos import control_pb2 as pb
@@ -122,6 +123,8 @@ def _participant(hub: Hub, member: Member, current: Round | None, now_s: float) 
     if known is not None:
         status.examples, status.done, status.total = known.examples, known.done, known.total
         status.silent_s = now_s - known.heard_s
+        if known.connected and known.absence is not None:
+            status.away_until, status.away_reason = rfc3339(known.absence.until_s), known.absence.reason
         task = hub.machine.state.pace.tasks.get(member.name)
         if task is not None:
             status.round = task.round
@@ -134,6 +137,8 @@ def _state(member: Member, known: Presence | None, current: Round | None, seat: 
     if member.state is not MemberState.ENROLLED:
         return str(member.state)
     if known is None or not known.connected:
+        return "away"
+    if known.ready and known.absence is not None and not known.absence.working:
         return "away"
     if not known.ready:
         return "preparing"

@@ -57,6 +57,20 @@ class Abandon:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pause:
+    """Hold the training of this task until :class:`Resume` or :class:`Abandon`."""
+
+    task_id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Go on with the training of this task."""
+
+    task_id: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Finished:
     """The run is over."""
 
@@ -121,6 +135,8 @@ Action = (
     | Work
     | Push
     | Abandon
+    | Pause
+    | Resume
     | Finished
     | Reconnect
     | Stop

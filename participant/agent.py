@@ -14,21 +14,26 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from participant.accounts import Accounts
 from participant.actions import (
     Abandon,
     Action,
     Fetch,
     Finished,
+    Pause,
     Prepare,
     Push,
     Reconnect,
+    Resume,
     Say,
     Stop,
     Work,
 )
+from participant.admission import admitted
 from participant.budget import SiteBudget
 from participant.membership import PinnedMembers
 from participant.rules import SiteRules
+from participant.schedule import DAY_OVER, Absence, Schedule, round_bytes
 from participant.secure import SecureSums
 from participant.store import ParticipantStore, TaskRecord, TaskState
 from participant.work import Job, Outcome, Prepared
@@ -41,6 +46,8 @@ from wire import PROTOCOL_VERSION, RefusedError, RunPlan, unpack_members
 _log = logging.getLogger("fedloom.participant")
 
 _WITH_RESULT: Final = frozenset({TaskState.TRAINED, TaskState.ANNOUNCED, TaskState.RECEIPTED})
+
+_MOST_OWED: Final = 256  # tasks that are asked about at once
 
 # Failures whose message can't hold a file's name or a record: all others stay in the site's log.
 _TELLABLE: Final = frozenset({"training", "disk-full", "blob-unknown", "blob-digest", "blob-size"})
@@ -56,8 +63,11 @@ class Agent:
         key: The site's signing key.
         rules: What the site demands of a run.
         software: What it calls itself to the operator.
-        clock: Seconds since the epoch; read for the deadlines of secure sums alone.
+        clock: Seconds since the epoch; read for the deadlines of secure sums, and for the site's hours and days.
         budget: The site's privacy budget; without it private runs are refused.
+
+    Attributes:
+        schedule: The site's hours and days; transfers are counted with it.
     """
 
     def __init__(
@@ -76,8 +86,15 @@ class Agent:
         self.members = members
         self.lease_s = 30.0
         self.secure = SecureSums(name, key, members.list, rules.secure, store, clock)
+        self.schedule = Schedule(rules.schedule, store, clock)
         self._rules = rules
         self._budget = budget
+        self._accounts = Accounts(store, budget, self.secure.published)
+        self._clock = clock
+        self._said: tuple[Absence, bool] | None = None  # when it is away, and whether it goes on with its task
+        self._paused = False
+        self._began_s = 0.0
+        self._trained_s = 0.0  # what the last training took
         self._store = store
         self._software = software
         self._plan: RunPlan | None = None
@@ -95,6 +112,8 @@ class Agent:
     def connected(self) -> list[Action]:
         """A stream is open."""
         self._stage = self._stage if self._active is not None else "idle"
+        self._said = None
+        self._accounts.connected()
         known = self.members.list.count
         check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, software=self._software, members=known)
         return [Say(pb.FromParticipant(check_in=check_in))]
@@ -127,8 +146,9 @@ class Agent:
         if body == "cancel":
             return self._cancel(message.cancel)
         if body == "run_finished":
-            said_finished = message.run_finished
-            return [Finished(said_finished.run_id, said_finished.version, said_finished.reason)]
+            return self._finished(message.run_finished)
+        if body == "budget_known":
+            return self._accounts.known(message.budget_known)
         if body == "committed":
             _log.info("version %d is committed (%d updates)", message.committed.version, message.committed.updates)
         return []
@@ -143,24 +163,28 @@ class Agent:
                 self._budget.begin(self._plan, prepared.privacy, prepared.examples)
             except LedgerError as error:
                 return [Stop(RefusedError(error.code, error.message, error.hint))]
+            self._accounts.catch_up()
         return self._say_ready()
 
     def interrupted(self, job: Job) -> None:
         """The base version couldn't be fetched over this connection: the task is begun anew when it is asked again."""
         if job == self._active:
-            self._active, self._stage = None, "idle"
+            self._put_down()
 
     def fetched(self, job: Job) -> list[Action]:
         """The base version is on this machine."""
         if job != self._active:
             return []
         self._stage = "training" if job.train else "evaluating"
-        return [Work(job)]
+        self._began_s = self._clock()
+        return [Work(job), *self.tick()]
 
     def worked(self, job: Job, outcome: Outcome) -> list[Action]:
         """The job is done; from here on the result survives any crash."""
         if job != self._active:
             return []
+        if not self._paused:
+            self._trained_s = self._clock() - self._began_s
         record = self._store.trained(
             job.task_id,
             update_digest=outcome.digest,
@@ -177,6 +201,8 @@ class Agent:
         """The job can't be done here: tell the coordinator the code, and no text that may speak of the data."""
         if job != self._active:
             return []
+        if getattr(error, "code", "") == DAY_OVER:
+            return self.postponed(job.task_id)
         self._settle(job.task_id, accepted=False, code="declined")
         code = str(getattr(error, "code", "failed"))
         _log.error("task %s failed: %s", job.task_id, error)
@@ -212,6 +238,8 @@ class Agent:
         _log.error("the masked update of %s: %s: %s", task_id, code, error)
         if code in ("blob-not-expected", "blob-size", "replaced"):
             return []  # the attempt is over; another one follows
+        if code == DAY_OVER:
+            return self.postponed(task_id)
         self._settle(task_id, accepted=False, code=code)
         return [_declined(task_id, code, f"the update can't be masked: {type(error).__name__}")]
 
@@ -224,24 +252,7 @@ class Agent:
 
     def _welcome(self, message: pb.Welcome) -> list[Action]:
         try:
-            plan = RunPlan.parse(message.plan)
-            if plan.hash != message.plan_hash or plan.run_id != message.run_id:
-                raise RefusedError(
-                    "plan-mismatch", "the coordinator's plan doesn't have the hash it was announced with"
-                )
-            if not self._store.pin_plan(plan.run_id, plan.hash):
-                raise RefusedError(
-                    "plan-mismatch",
-                    f"the coordinator changed the plan of run {plan.run_id} since this site first saw it",
-                    "Ask the operator for a new run; a run's plan never changes.",
-                )
-            if plan.secure is None and not self._rules.allow_plain:
-                raise RefusedError(
-                    "policy",
-                    f"run {plan.run_id} asks for plain averaging, in which the coordinator sees this site's updates",
-                    "To allow that, set allow_plain = true in this site's participant.toml.",
-                )
-            self._check_privacy(plan)
+            plan = admitted(message, self._store, self._rules, self.schedule, ledger=self._budget is not None)
         except RefusedError as error:
             return [Stop(error)]
         if message.lease_s > 0:
@@ -251,17 +262,6 @@ class Agent:
         self._plan, self._prepared = plan, None
         _log.info("run %s: %s", plan.run_id, plan.visibility)
         return [Prepare(plan)]
-
-    def _check_privacy(self, plan: RunPlan) -> None:
-        placement = plan.privacy.placement
-        if placement in ("off", "participant") and self._rules.privacy.required:
-            raise RefusedError(
-                "policy",
-                f"run {plan.run_id} adds no noise for this site's records, which the site requires",
-                "To take part all the same, set required = false in [privacy] of this site's participant.toml.",
-            )
-        if placement != "off" and self._budget is None:
-            raise RefusedError("policy", f"run {plan.run_id} is private, and this site keeps no privacy ledger")
 
     def _members_shown(self, message: pb.Members) -> list[Action]:
         try:
@@ -283,8 +283,11 @@ class Agent:
             plan_hash=self._plan.hash,
             manifest_hash=self._prepared.manifest_hash,
             examples=0 if self._summed() else self._prepared.examples,
+            owed=[item.task_id for item in self._store.open_tasks(self._plan.run_id) if _has_result(item)][
+                -_MOST_OWED:
+            ],
         )
-        said: list[Action] = [Say(pb.FromParticipant(ready=ready))]
+        said: list[Action] = [*self._say_absence(), Say(pb.FromParticipant(ready=ready))]
         return said + self.secure.offer() if self._summed() else said
 
     def _task(self, message: pb.Task) -> list[Action]:
@@ -295,7 +298,9 @@ class Agent:
             if self._active.task_id == message.task_id:
                 # Asked again after a reconnection while still at it: the answer will come.
                 record = self._store.get(message.task_id)
-                return self._deliver(record) if record is not None and record.state in _WITH_RESULT else []
+                if record is not None and _has_result(record):
+                    return self._deliver(record)
+                return self._say_absence(again=True) if self._paused else []
             actions.append(Abandon(self._active.task_id))
             self._settle(self._active.task_id, accepted=False, code="superseded")
         job = Job(
@@ -314,16 +319,24 @@ class Agent:
         if not job.train and not job.evaluate:
             text = "this run is private, and its plan doesn't let sites tell scores on held-out records"
             return [_declined(job.task_id, "scores-private", text)]
+        known = self._store.get(job.task_id)
+        if (known is None or not _has_result(known)) and self._absence() is not None:
+            # What isn't trained isn't begun. A secure sum may still keep shares of others here.
+            self._put_down()
+            self.secure.begin(job, self._plan)
+            return [*actions, *self._say_absence(again=True)]
         try:
+            if known is None and job.train:
+                self.schedule.begin()
             record = self._store.accept(job)
         except ValueError as error:
             # Only a coordinator that lost part of its log can ask the same task in another way.
             _log.error("task %s contradicts the journal: %s", job.task_id, error)
-            self._active = None
+            self._put_down()
             return [*actions, _declined(job.task_id, "task-closed", "this task was given before, differently")]
         self._active = job
         self.secure.begin(job, self._plan)
-        if record.state in _WITH_RESULT:
+        if _has_result(record):
             return actions + self._deliver(record)
         if (refused := self._pay(job, release=False)) is not None:
             return [*actions, refused]
@@ -349,6 +362,8 @@ class Agent:
         return None
 
     def _deliver(self, record: TaskRecord) -> list[Action]:
+        if not self._summed() and not self.schedule.affords(record.update_size):
+            return self.postponed(record.task_id)
         # Money is spent before the goods are handed over.
         if self._active is not None and (refused := self._pay(self._active, release=True)) is not None:
             return [refused]
@@ -368,22 +383,16 @@ class Agent:
         return [Say(pb.FromParticipant(evaluation_ready=ready))]
 
     def _receipt(self, message: pb.Receipt) -> list[Action]:
+        record = self._store.get(message.task_id)
+        if record is None:
+            return []
         if message.accepted:
             _log.info("task %s was accepted", message.task_id)
         else:
             _log.warning("task %s was not accepted: %s: %s", message.task_id, message.code, message.message)
-        job = self._active if self._active is not None and self._active.task_id == message.task_id else None
         self._settle(message.task_id, accepted=message.accepted, code=message.code)
-        return self._settled(job) if message.accepted and job is not None else []
-
-    def _settled(self, job: Job) -> list[Action]:
-        """A task's result is in the model: settle with the ledger, and tell the coordinator what is left."""
-        if self._budget is None:
-            return []
-        receipt = self._budget.taken(job, *self.secure.published(job.round))
-        if receipt is None:
-            return []
-        return [Say(pb.FromParticipant(budget=pb.BudgetReceipt(body=receipt.body, signature=receipt.signature)))]
+        # Also where this task isn't in hand any more: the journal knows it, and a restart may have come between.
+        return self._accounts.taken(message.task_id) if message.accepted and _has_result(record) else []
 
     def _cancel(self, message: pb.Cancel) -> list[Action]:
         _log.info("task %s was called off: %s", message.task_id, message.reason)
@@ -392,12 +401,69 @@ class Agent:
 
     def _settle(self, task_id: str, *, accepted: bool, code: str) -> None:
         record = self._store.get(task_id)
-        if record is not None and (not accepted or record.state in _WITH_RESULT):
+        if record is not None and (not accepted or _has_result(record)):
             self._store.settled(task_id, accepted, code)
-        if self._budget is not None and not accepted and self._active is not None and self._active.task_id == task_id:
-            self._budget.dropped(self._active)
-        if self._active is not None and self._active.task_id == task_id:
-            self._active, self._stage = None, "idle"
+        if not accepted:
+            self._accounts.dropped(task_id)
+        if task_id == self.task_id:
+            self._put_down()
+
+    def _put_down(self) -> None:
+        """No task is in hand any more."""
+        self._active, self._paused, self._stage = None, False, "idle"
+
+    def _finished(self, message: pb.RunFinished) -> list[Action]:
+        """Nobody wants anything more of this run; what was only reserved for it is free."""
+        actions: list[Action] = [Abandon(self.task_id)] if self._active is not None else []
+        for record in self._store.open_tasks(message.run_id):
+            self._settle(record.task_id, accepted=False, code="run-over")
+        return actions + self._accounts.finished(Finished(message.run_id, message.version, message.reason))
+
+    # ---- hours and days ---------------------------------------------------------------------------------------------
+
+    def tick(self) -> list[Action]:
+        """Time passes: see whether the site's own rules say something else than before. Call it every few seconds."""
+        if self._plan is None or self._prepared is None:
+            return []
+        actions: list[Action] = []
+        job = self._active
+        stops = self.schedule.pauses and self.schedule.closed()
+        if job is not None and stops != self._paused and self._stage in ("training", "evaluating"):
+            self._paused = stops
+            # What a training takes is measured without its pauses.
+            self._began_s = self._clock() - self._began_s
+            actions.append(Pause(job.task_id) if stops else Resume(job.task_id))
+        return actions + self._say_absence()
+
+    def postponed(self, task_id: str) -> list[Action]:
+        """A transfer of this task would take more than is left of the day; the coordinator may ask again tomorrow."""
+        if task_id == self.task_id:
+            self._put_down()
+        return self._say_absence(again=True)
+
+    def _absence(self) -> Absence | None:
+        assert self._plan is not None
+        # In a secure sum all wait for each other: who would have to stop in the middle doesn't begin.
+        takes_s = self._trained_s if self.schedule.pauses and self._summed() else 0.0
+        return self.schedule.absence(round_bytes(self._plan), takes_s)
+
+    def _say_absence(self, *, again: bool = False) -> list[Action]:
+        """Say when the site takes tasks, if that has changed; ``again`` also where it is away as before."""
+        absence = self._absence()
+        said = None if absence is None else (absence, self._active is not None and not self._paused)
+        if said == self._said and not (again and said is not None):
+            return []
+        self._said = said
+        if absence is None or said is None:
+            return [Say(pb.FromParticipant(availability=pb.Availability()))]
+        away_s = max(1.0, absence.until_s - self._clock())
+        _log.info("takes no tasks for %.0f s (%s)", away_s, absence.reason)
+        message = pb.Availability(away_s=away_s, reason=absence.reason, working=said[1])
+        return [Say(pb.FromParticipant(availability=message))]
+
+
+def _has_result(record: TaskRecord) -> bool:
+    return record.state in _WITH_RESULT
 
 
 def _declined(task_id: str, code: str, message: str) -> Say:

@@ -143,26 +143,57 @@ class SiteBudget:
             )
         return most
 
-    def taken(self, job: Job, participants: int, survivors: int) -> SignedReceipt | None:
-        """The coordinator has a task's result, or a published sum holds it: settle, and say what is left.
+    def taken(self, task_id: str, participants: int, survivors: int) -> bool:
+        """The coordinator has a task's result, or a published sum holds it: settle. Whether it has cost anything.
 
         Args:
-            job: The task.
+            task_id: The task.
             participants: Of the secure sum's roster; 0 where it isn't known.
             survivors: Participants whose updates are in it.
         """
-        if self._run is None or not job.train:
-            return None
-        events = self._released.pop(job.task_id, None)
-        plan, secure = self._run.plan, self._run.run.secure
-        if plan.share is not None and secure is not None and participants:
-            honest = survivors - corrupt_members(participants, secure.corrupt_percent)
-            if honest > plan.share.honest:
-                events = tuple(plan.survivors_events(job.round, honest))
-        self._ledger.settle(job.task_id, events)
-        return self._ledger.receipt(self._dataset, job.run_id, job.round)
+        task = self._ledger.book().tasks.get(task_id)
+        if task is None or task.phase not in (Phase.CHARGED, Phase.SETTLED):
+            return False
+        events = self._released.pop(task_id, None)
+        run = self._run if self._run is not None and self._run.run.run_id == task.job.run_id else None
+        if run is not None and run.plan.share is not None and run.run.secure is not None and participants:
+            honest = survivors - corrupt_members(participants, run.run.secure.corrupt_percent)
+            if honest > run.plan.share.honest:
+                events = tuple(run.plan.survivors_events(task.job.round, honest))
+        self._ledger.settle(task_id, events)
+        return True
 
-    def dropped(self, job: Job) -> None:
+    def dropped(self, task_id: str) -> None:
         """Nobody wants a task's result. What was only reserved is free again; what may have left is spent."""
-        if self._run is not None and job.train:
-            self._ledger.drop(job.task_id)
+        self._ledger.drop(task_id)
+
+    def charged(self) -> list[str]:
+        """Tasks that are paid for and not settled."""
+        return [task.task_id for task in self._ledger.book().tasks.values() if task.phase is Phase.CHARGED]
+
+    def round_of(self, task_id: str) -> int:
+        """The round of the run at hand that a task was for; 0 for a task of another run, or one that costs nothing."""
+        task = self._ledger.book().tasks.get(task_id)
+        mine = task is not None and self._run is not None and task.job.run_id == self._run.run.run_id
+        return task.job.round if task is not None and mine else 0
+
+    def position(self) -> tuple[int, bytes]:
+        """How many lines the ledger has, and the hash of the last one."""
+        book = self._ledger.book()
+        return book.count, book.head
+
+    def at_rest(self) -> bool:
+        """Whether nothing is reserved: a receipt says what was paid, and no task in hand changes it."""
+        tasks = self._ledger.book().tasks.values()
+        return not any(task.phase is Phase.RESERVED and task.dataset == self._dataset for task in tasks)
+
+    def receipt(self) -> SignedReceipt:
+        """What the run at hand has cost so far, for the coordinator."""
+        assert self._run is not None
+        run_id = self._run.run.run_id
+        paid = [task.job.round for task in self._ledger.book().tasks.values() if _paid(task, run_id)]
+        return self._ledger.receipt(self._dataset, run_id, max(paid, default=0))
+
+
+def _paid(task: Spending, run_id: str) -> bool:
+    return task.job.run_id == run_id and task.phase in (Phase.CHARGED, Phase.SETTLED)

@@ -9,8 +9,8 @@ import datetime
 import logging
 import random
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Any, Final, Literal
 
 import grpc
 
@@ -22,10 +22,12 @@ from participant.actions import (
     Fetch,
     Finished,
     MaskUpdate,
+    Pause,
     Prepare,
     Push,
     PushMasked,
     Reconnect,
+    Resume,
     Say,
     Work,
 )
@@ -36,7 +38,7 @@ from participant.masking import MASKS, Masking
 from participant.membership import PinnedMembers
 from participant.site import Site
 from participant.store import ParticipantStore
-from participant.work import Workbench
+from participant.work import Job, Workbench
 from privacy.secure_aggregation.errors import SecureAggregationError
 from protos import blobs_pb2_grpc, session_pb2_grpc
 from protos import session_pb2 as pb
@@ -54,6 +56,7 @@ from wire import (
     make_csr,
     upload,
 )
+from wire.transfer import Progress
 
 _log = logging.getLogger("fedloom.participant")
 
@@ -63,6 +66,7 @@ _LAST_RETRY_S: Final = 15.0
 _FIRST_WAIT_S: Final = 1.0  # for what the coordinator has no room for now
 _JOURNAL_TASKS: Final = 10_000  # settled ones that are remembered
 _LONGEST_SILENCE_S: Final = 5.0
+_CLOCK_CHECK_S: Final = 1.0
 _RENEWAL_CHECK_S: Final = 3_600.0
 _RENEWAL_TIMEOUT_S: Final = 20.0
 
@@ -104,6 +108,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: set[asyncio.Task[None]] = set()  # those of them that end with their connection
         self._cancelled: dict[str, threading.Event] = {}
+        self._open = threading.Event()  # cleared while a training is paused
+        self._open.set()
         self._progress = _Progress()
         self._end: asyncio.Future[Finished | None] = asyncio.get_running_loop().create_future()
         self._once = False
@@ -117,6 +123,7 @@ class Daemon:
             RefusedError: the coordinator turned this site away, or the site's policy refuses its plan.
         """
         self._once = once
+        self._spawn(self._watch_clock())
         retry_s = _FIRST_RETRY_S
         while True:
             before = self.connections
@@ -137,6 +144,7 @@ class Daemon:
         """Stop working: what is trained is in the journal."""
         for event in self._cancelled.values():
             event.set()
+        self._open.set()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -218,6 +226,12 @@ class Daemon:
             await asyncio.sleep(min(_LONGEST_SILENCE_S, self._agent.lease_s / 4))
             self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
 
+    async def _watch_clock(self) -> None:
+        """Keep the site's hours, also while nobody is connected."""
+        while True:
+            await asyncio.sleep(_CLOCK_CHECK_S)
+            self._perform(self._agent.tick())
+
     async def _renew(self, channel: grpc.aio.Channel) -> None:
         """Get a new certificate for this site's key in good time; the next connection shows it."""
         while True:
@@ -266,6 +280,11 @@ class Daemon:
             elif isinstance(action, Abandon):
                 if (event := self._cancelled.get(action.task_id)) is not None:
                     event.set()
+                self._open.set()
+            elif isinstance(action, Pause):
+                self._open.clear()
+            elif isinstance(action, Resume):
+                self._open.set()
             elif isinstance(action, Finished):
                 _log.info("run %s is over (%s); version %d is final", action.run_id, action.reason, action.version)
                 if self._once and not self._end.done():
@@ -293,9 +312,8 @@ class Daemon:
         assert stub is not None
         try:
             self._collect_garbage(keep=job.base_digest)
-            await self._patiently(
-                lambda: download(stub, job.base_digest, job.base_size, self._blobs, progress=self._note), "quota"
-            )
+            if not self._blobs.has(job.base_digest):
+                await self._patiently(lambda: self._download(stub, job), "quota")
         except asyncio.CancelledError:
             self._agent.interrupted(job)
             raise
@@ -310,9 +328,14 @@ class Daemon:
     async def _work(self, action: Work) -> None:
         job = action.job
         event = self._cancelled[job.task_id] = threading.Event()
+
+        def cancelled() -> bool:
+            self._open.wait()  # the training's thread stands still while the site is closed
+            return event.is_set()
+
         try:
             outcome = await asyncio.to_thread(
-                self._bench.perform, job, self._blobs.path(job.base_digest), self._blobs, self._note, event.is_set
+                self._bench.perform, job, self._blobs.path(job.base_digest), self._blobs, self._note, cancelled
             )
         except Exception as error:
             if not event.is_set():
@@ -353,6 +376,8 @@ class Daemon:
         try:
             if await self._upload(action.digest):
                 self._perform(self._agent.pushed(action.task_id))
+        except ResourceError:
+            self._perform(self._agent.postponed(action.task_id))
         except RefusedError as error:
             _log.warning("the update of %s can't be handed over: %s", action.task_id, error.message)
             self._perform(self._agent.undeliverable(action.task_id, error))
@@ -362,15 +387,14 @@ class Daemon:
 
         Raises:
             RefusedError: the coordinator won't have it, or its file is gone.
+            ResourceError: "day-over": the site doesn't move so much any more today.
         """
         stub = self._blob_stub
         assert stub is not None
         if not self._blobs.has(digest):
             raise RefusedError("update-missing", "the update's file is gone from this site's disk")
         try:
-            await self._patiently(
-                lambda: upload(stub, self._blobs.path(digest), digest, progress=self._note), "quota", "disk-full"
-            )
+            await self._patiently(lambda: self._send(stub, digest), "quota", "disk-full")
             return True
         except UnreachableError as error:
             self._reconnect(str(error))
@@ -378,6 +402,14 @@ class Daemon:
             if error.code != "replaced":  # by our own later upload
                 raise
         return False
+
+    async def _download(self, stub: blobs_pb2_grpc.BlobsAsyncStub, job: Job) -> None:
+        with self._metered("received") as (before, moved):
+            await download(stub, job.base_digest, job.base_size, self._blobs, before=before, progress=moved)
+
+    async def _send(self, stub: blobs_pb2_grpc.BlobsAsyncStub, digest: bytes) -> None:
+        with self._metered("sent") as (before, moved):
+            await upload(stub, self._blobs.path(digest), digest, before=before, progress=moved)
 
     async def _patiently(self, transfer: Callable[[], Awaitable[object]], *codes: str) -> None:
         """Transfer something, waiting out what the coordinator has no room for now."""
@@ -397,6 +429,20 @@ class Daemon:
         """Begin again with a new connection, where all that is owed is asked for again."""
         _log.warning("%s; connecting again", reason)
         self._broken.set()
+
+    @contextlib.contextmanager
+    def _metered(self, direction: Literal["sent", "received"]) -> Iterator[tuple[Callable[[int], None], Progress]]:
+        """A transfer that is counted against the site's day: what to call before it, and on the way."""
+        meter = self._agent.schedule.meter(direction)
+
+        def moved(done: int, total: int) -> None:
+            meter.moved(done, total)
+            self._note(done, total)
+
+        try:
+            yield meter.before, moved
+        finally:
+            meter.close()
 
     def _note(self, done: int, total: int) -> None:
         """Called from worker threads; two numbers need no lock."""

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal, Self
 
 from cryptography import x509
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from participant.rules import PrivacyRules, SiteRules
+from participant.rules import PrivacyRules, ScheduleRules, SiteRules
 from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.policy import SitePolicy
 from wire import (
     ConfigError,
     Credentials,
+    OpeningHours,
     RefusedError,
     commented_toml,
     load_signing_key,
+    opening_window,
     read_toml,
     same_key,
     save_signing_key,
+    time_zone,
     validate,
 )
 from wire.federation import PublicKey
@@ -86,6 +89,50 @@ class PrivacyBudget(BaseModel):
     )
 
 
+class Schedule(BaseModel):
+    """When this site works, and how much (``participant.rules.ScheduleRules``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time_zone: Annotated[str, AfterValidator(lambda name: time_zone(name) if name else "")] = Field(
+        default="", description="The site's, by its name in the IANA database, such as Europe/Zurich."
+    )
+    hours: tuple[Annotated[str, AfterValidator(opening_window)], ...] = Field(
+        default=(),
+        max_length=64,
+        description='When it takes tasks, such as ["mon-fri 19:00-06:00", "sat-sun"]; empty: always. A window whose '
+        "end isn't behind its beginning ends on the next day.",
+    )
+    at_the_end: Literal["finish", "pause"] = Field(
+        default="finish",
+        description="What becomes of a training when a window ends: it is finished, or paused until the next window.",
+    )
+    max_rounds_a_day: int = Field(default=0, ge=0, le=1_000_000, description="Trainings in a day; 0: any number.")
+    max_bytes_a_day: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 60,
+        description="Bytes of models and updates in a day, down and up together; 0: any number.",
+    )
+
+    @model_validator(mode="after")
+    def _says_whose_time(self) -> Self:
+        if (self.hours or self.max_rounds_a_day or self.max_bytes_a_day) and not self.time_zone:
+            raise ValueError('time_zone is missing: whose hours and days are these? Write for example "Europe/Zurich"')
+        if self.at_the_end == "pause" and not self.hours:
+            raise ValueError('at_the_end = "pause" does nothing without hours: leave it out')
+        return self
+
+    def rules(self) -> ScheduleRules:
+        """As the agent takes them."""
+        return ScheduleRules(
+            hours=OpeningHours.parse(self.hours, self.time_zone or "UTC"),
+            pause=self.at_the_end == "pause",
+            max_rounds_a_day=self.max_rounds_a_day,
+            max_bytes_a_day=self.max_bytes_a_day,
+        )
+
+
 class SiteConfig(BaseModel):
     """The contents of ``participant.toml``: the site's own file, which nothing from the network changes."""
 
@@ -110,6 +157,9 @@ class SiteConfig(BaseModel):
     )
     privacy: PrivacyBudget = Field(
         default=PrivacyBudget(), description="The privacy budget of this site's data; no coordinator can override it."
+    )
+    schedule: Schedule = Field(
+        default=Schedule(), description="When this site works, and how much; no coordinator can override it."
     )
 
 
@@ -142,6 +192,7 @@ class Site:
             allow_plain=self.config.allow_plain,
             secure=self.config.secure_aggregation.policy(),
             privacy=PrivacyRules(**self.config.privacy.model_dump()),
+            schedule=self.config.schedule.rules(),
         )
 
     @property

@@ -147,6 +147,8 @@ class ParticipantStatus(_message.Message):
     SILENT_S_FIELD_NUMBER: _builtins.int
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    AWAY_UNTIL_FIELD_NUMBER: _builtins.int
+    AWAY_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: _builtins.str
     """coordinator.status.PARTICIPANT_STATES"""
@@ -160,6 +162,10 @@ class ParticipantStatus(_message.Message):
     """seconds since it last said something"""
     certificate_expires: _builtins.str
     """RFC 3339"""
+    away_until: _builtins.str
+    """RFC 3339; by its own word, while it is connected and takes no tasks"""
+    away_reason: _builtins.str
+    """"hours", "rounds", "bytes": of its own rules"""
     @_builtins.property
     def budget(self) -> Global___BudgetStatus:
         """of its data, where the run is private and it has said so"""
@@ -176,10 +182,12 @@ class ParticipantStatus(_message.Message):
         silent_s: _builtins.float = ...,
         certificate_expires: _builtins.str = ...,
         budget: Global___BudgetStatus | None = ...,
+        away_until: _builtins.str = ...,
+        away_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "certificate_expires", b"certificate_expires", "done", b"done", "examples", b"examples", "name", b"name", "round", b"round", "silent_s", b"silent_s", "state", b"state", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_reason", b"away_reason", "away_until", b"away_until", "budget", b"budget", "certificate_expires", b"certificate_expires", "done", b"done", "examples", b"examples", "name", b"name", "round", b"round", "silent_s", b"silent_s", "state", b"state", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -460,7 +468,7 @@ class ParticipantRound(_message.Message):
     STALENESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     outcome: _builtins.str
-    """"pending", "merged", "refused: <code>", "declined: <code>", "late", "vanished" """
+    """"pending", "merged", "refused: <code>", "declined: <code>", "late", "vanished", "away" """
     examples: _builtins.int
     staleness: _builtins.int
     """asynchronous rounds: versions made since the base of the update"""

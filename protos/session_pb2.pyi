@@ -59,6 +59,7 @@ class FromParticipant(_message.Message):
     STATEMENT_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     TRAINED_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def check_in(self) -> Global___CheckIn: ...
     @_builtins.property
@@ -79,6 +80,8 @@ class FromParticipant(_message.Message):
     def budget(self) -> Global___BudgetReceipt: ...
     @_builtins.property
     def trained(self) -> Global___Trained: ...
+    @_builtins.property
+    def availability(self) -> Global___Availability: ...
     def __init__(
         self,
         *,
@@ -92,12 +95,13 @@ class FromParticipant(_message.Message):
         statement: Global___Statement | None = ...,
         budget: Global___BudgetReceipt | None = ...,
         trained: Global___Trained | None = ...,
+        availability: Global___Availability | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "trained", b"trained", "update_ready", b"update_ready"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "trained", b"trained", "update_ready", b"update_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "trained", b"trained", "update_ready", b"update_ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "body", b"body", "budget", b"budget", "check_in", b"check_in", "declined", b"declined", "evaluation_ready", b"evaluation_ready", "leave", b"leave", "progress", b"progress", "ready", b"ready", "statement", b"statement", "trained", b"trained", "update_ready", b"update_ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready", "statement", "budget", "trained"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["check_in", "progress", "update_ready", "evaluation_ready", "declined", "leave", "ready", "statement", "budget", "trained", "availability"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -116,6 +120,7 @@ class FromCoordinator(_message.Message):
     RUN_FINISHED_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
+    BUDGET_KNOWN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -134,6 +139,8 @@ class FromCoordinator(_message.Message):
     def members(self) -> Global___Members: ...
     @_builtins.property
     def statement(self) -> Global___Statement: ...
+    @_builtins.property
+    def budget_known(self) -> Global___BudgetKnown: ...
     def __init__(
         self,
         *,
@@ -146,12 +153,13 @@ class FromCoordinator(_message.Message):
         run_finished: Global___RunFinished | None = ...,
         members: Global___Members | None = ...,
         statement: Global___Statement | None = ...,
+        budget_known: Global___BudgetKnown | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "committed", b"committed", "members", b"members", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "statement", b"statement", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget_known", b"budget_known", "cancel", b"cancel", "committed", b"committed", "members", b"members", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "statement", b"statement", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "committed", b"committed", "members", b"members", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "statement", b"statement", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "budget_known", b"budget_known", "cancel", b"cancel", "committed", b"committed", "members", b"members", "receipt", b"receipt", "rejection", b"rejection", "run_finished", b"run_finished", "statement", b"statement", "task", b"task", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "rejection", "task", "receipt", "cancel", "committed", "run_finished", "members", "statement"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "rejection", "task", "receipt", "cancel", "committed", "run_finished", "members", "statement", "budget_known"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -211,6 +219,70 @@ class BudgetReceipt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BudgetReceipt: _TypeAlias = BudgetReceipt  # noqa: Y015
+
+@_typing.final
+class BudgetKnown(_message.Message):
+    """The last budget receipt of this site that is on the coordinator's disk. In a private run it follows Ready, and answers
+    each BudgetReceipt: a site whose ledger says more shows it again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    lines: _builtins.int
+    """of the ledger, as that receipt says; 0 without one"""
+    head: _builtins.bytes
+    """hash of the last line"""
+    code: _builtins.str
+    """why the receipt that this answers wasn't taken; empty else"""
+    def __init__(
+        self,
+        *,
+        lines: _builtins.int = ...,
+        head: _builtins.bytes = ...,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "head", b"head", "lines", b"lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetKnown: _TypeAlias = BudgetKnown  # noqa: Y015
+
+@_typing.final
+class Availability(_message.Message):
+    """The site takes no tasks for a while, or takes them again, by rules of its own. It is an announcement: the coordinator
+    asks it for nothing until then, and doesn't wait for it. What it has trained it hands in all the same.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AWAY_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WORKING_FIELD_NUMBER: _builtins.int
+    away_s: _builtins.float
+    """seconds until it takes tasks again; 0: it takes them now"""
+    reason: _builtins.str
+    """"hours", "rounds", "bytes"; empty where away_s is 0"""
+    working: _builtins.bool
+    """it goes on with the task in hand, and will answer"""
+    def __init__(
+        self,
+        *,
+        away_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        working: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away_s", b"away_s", "reason", b"reason", "working", b"working"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Availability: _TypeAlias = Availability  # noqa: Y015
 
 @_typing.final
 class CheckIn(_message.Message):
@@ -344,21 +416,27 @@ class Ready(_message.Message):
     PLAN_HASH_FIELD_NUMBER: _builtins.int
     MANIFEST_HASH_FIELD_NUMBER: _builtins.int
     EXAMPLES_FIELD_NUMBER: _builtins.int
+    OWED_FIELD_NUMBER: _builtins.int
     plan_hash: _builtins.bytes
     manifest_hash: _builtins.bytes
     """of the model it built; must be the plan's"""
     examples: _builtins.int
     """records in its training set; 0 under secure aggregation, which doesn't tell"""
+    @_builtins.property
+    def owed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """tasks of this run with a result whose end it doesn't know; at most 256"""
+
     def __init__(
         self,
         *,
         plan_hash: _builtins.bytes = ...,
         manifest_hash: _builtins.bytes = ...,
         examples: _builtins.int = ...,
+        owed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "manifest_hash", b"manifest_hash", "plan_hash", b"plan_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "manifest_hash", b"manifest_hash", "owed", b"owed", "plan_hash", b"plan_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -29,10 +30,12 @@ from participant.actions import (
     Fetch,
     Finished,
     MaskUpdate,
+    Pause,
     Prepare,
     Push,
     PushMasked,
     Reconnect,
+    Resume,
     Say,
     Work,
 )
@@ -42,7 +45,7 @@ from participant.budget import SiteBudget
 from participant.ledger import BudgetLedger
 from participant.masking import MASKS, Masking
 from participant.membership import PinnedMembers
-from participant.rules import PrivacyRules, SiteRules
+from participant.rules import PrivacyRules, ScheduleRules, SiteRules
 from participant.site import LEDGER
 from participant.store import ParticipantStore
 from participant.work import Job, Outcome, Prepared
@@ -61,6 +64,7 @@ from wire import (
     BlobStore,
     DataError,
     FederationConfig,
+    OpeningHours,
     RefusedError,
     RunPlan,
     SimulatedInstitution,
@@ -72,6 +76,9 @@ _ATTEMPTS: Final = 3
 
 # So many deadlines without a new round or attempt, and nothing will ever happen.
 _PATIENCE: Final = 20
+
+# So long institutions may be closed, of which some have never been open together.
+_LONGEST_CLOSED_S: Final = 15 * 86_400.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +129,12 @@ class _Participant:
         pinned = PinnedMembers(federation.identities.members, lambda entries: None)
         # On one machine there is nobody to hide from: plain averaging is allowed if the configuration asks for it.
         spec = federation.plan.privacy
-        rules = SiteRules(allow_plain=True, privacy=PrivacyRules(epsilon=spec.epsilon, delta=spec.delta))
+        self.hours = OpeningHours.parse(institution.hours or (), institution.time_zone or "UTC")
+        rules = SiteRules(
+            allow_plain=True,
+            privacy=PrivacyRules(epsilon=spec.epsilon, delta=spec.delta),
+            schedule=ScheduleRules(hours=self.hours),
+        )
         budget = SiteBudget(self.ledger, institution.data, rules.privacy, federation.plan.federation)
         clock = federation.clock
         self.agent = Agent(
@@ -164,13 +176,22 @@ class _Participant:
                 self.masking.drop(action.context)
             elif isinstance(action, Reconnect):
                 self.perform(self.agent.connected())
-            elif not isinstance(action, Finished):
+            elif not isinstance(action, Finished | Pause | Resume):  # simulated sites finish what they have begun
                 raise action.error
 
     def beat(self) -> None:
         """Renew the lease, and again later."""
         self.perform(self.agent.heartbeat())
         self._federation.clock.after(self.agent.lease_s / 4, self.beat)
+
+    def turn(self) -> None:
+        """Whenever a window begins or ends."""
+        now_s = self._federation.clock.now_s
+        self.perform(self.agent.tick())
+        closes_s = self.hours.open_until(now_s)
+        change_s = self.hours.opens_at(now_s) if closes_s is None else closes_s
+        if change_s < math.inf:
+            self._federation.clock.at(change_s, self.turn)
 
     def _prepared(self, future: concurrent.futures.Future[Prepared]) -> list[AgentAction]:
         prepared = future.result()
@@ -288,6 +309,7 @@ class Federation:
         self.hub = Hub(self.store, self.plan, self.identities, lease_s=lease_s, now_s=self.clock.now_s)
         self.watch = watch
         self._seen, self._seen_s = (0, 0), self.clock.now_s
+        self._closed_s = self.clock.now_s  # when an institution was away last
         self.participants = {item.name: _Participant(self, item, folder / item.name) for item in institutions}
         self.adversary = self._adversary(config)
 
@@ -316,6 +338,7 @@ class Federation:
         for participant in self.participants.values():
             participant.perform(participant.agent.connected())
             self.clock.after(self.hub.lease_s / 4, participant.beat)
+            participant.turn()
         state = self.hub.machine.state
         self.clock.run(lambda: state.finished is not None or self._stuck())
         if state.finished is None:
@@ -331,7 +354,10 @@ class Federation:
         seen = (len(self.hub.machine.state.rounds), len(current.attempts) if current else 0)
         if seen != self._seen:
             self._seen, self._seen_s = seen, self.clock.now_s
-        if self.clock.now_s > self._seen_s + _PATIENCE * self.plan.rounds.deadline_s:
+        if self.hub.machine.away:
+            self._closed_s = self.clock.now_s
+        waits_from_s = min(max(self._seen_s, self._closed_s), self._seen_s + _LONGEST_CLOSED_S)
+        if self.clock.now_s > waits_from_s + _PATIENCE * self.plan.rounds.deadline_s:
             return True
         if current is None:
             return False

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from wire.federation import FederationConfig, SimulatedInstitution, SimulationSection
     from wire.federation import load as load_federation
+    from wire.hours import OpeningHours, opening_window, time_zone
     from wire.logs import about, set_up_logging
     from wire.merging import MergingSpec, MergingStep
     from wire.names import check_name
@@ -112,6 +113,7 @@ _HOME = {
         "UnreachableError",
     ),
     "federation": ("FederationConfig", "SimulatedInstitution", "SimulationSection", "load_federation"),
+    "hours": ("OpeningHours", "opening_window", "time_zone"),
     "logs": ("about", "set_up_logging"),
     "merging": ("MergingSpec", "MergingStep"),
     "names": ("check_name",),
@@ -184,6 +186,7 @@ __all__ = [
     "Listener",
     "MergingSpec",
     "MergingStep",
+    "OpeningHours",
     "PartWriter",
     "PrivacySpec",
     "RefusedError",
@@ -226,6 +229,7 @@ __all__ = [
     "make_key_and_csr",
     "make_root",
     "newcomer_credentials",
+    "opening_window",
     "pack_members",
     "parse_public_key",
     "peer_identity",
@@ -242,6 +246,7 @@ __all__ = [
     "set_up_logging",
     "shared_noise",
     "software",
+    "time_zone",
     "unpack_members",
     "until_stopped",
     "upload",

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator, model_validator
 
 from privacy.secure_aggregation.atoms import smallest_group
 from wire.config import read_toml, validate
 from wire.frozen import Frozen
+from wire.hours import opening_window, time_zone
 from wire.merging import MergingSpec, Setting
 from wire.names import Name
 from wire.plan import AggregationSpec, RoundsSpec, SecureSpec
@@ -91,6 +92,15 @@ class SimulatedInstitution(Frozen):
     name: Name = Field(description="The participant's name.")
     data: str = Field(min_length=1, max_length=4_096, description="Its data source, as for `participant join --data`.")
     seconds: float = Field(default=1.0, ge=0.0, le=1e6, description="Virtual seconds that it trains in a round.")
+    hours: tuple[Annotated[str, AfterValidator(opening_window)], ...] | None = Field(
+        default=None,
+        max_length=64,
+        description='When it takes tasks, such as ["mon-fri 19:00-06:00"]; left out: always. Virtual time begins on '
+        "Sunday, 9 September 2001, at 01:46:40 UTC.",
+    )
+    time_zone: Annotated[str, AfterValidator(time_zone)] | None = Field(
+        default=None, description="Of its hours, by the name in the IANA database; left out: UTC."
+    )
 
 
 _STYLES = ("twemoji", "openmoji", "openmoji-line", "noto")

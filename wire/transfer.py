@@ -40,6 +40,9 @@ GO_KEY: Final = "fedloom-go"
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
+Before = Callable[[int], None]
+"""Called with the bytes that an attempt is about to move, before the first one; what it raises ends the transfer."""
+
 
 def bounded(chunk: bytes) -> bytes:
     """``chunk`` if it has a size that a chunk may have; raises ``blob-size`` else."""
@@ -181,6 +184,7 @@ async def upload(
     digest: bytes,
     *,
     progress: Progress | None = None,
+    before: Before | None = None,
     attempts: int = ATTEMPTS,
 ) -> None:
     """Send a blob; go on after a broken connection where the server's copy ends.
@@ -190,6 +194,7 @@ async def upload(
         source: The file, or its content.
         digest: SHA-256 of the content, 32 bytes.
         progress: Called with (bytes sent, bytes in all).
+        before: See :data:`Before`.
         attempts: Attempts in a row without progress before giving up.
 
     Raises:
@@ -211,6 +216,8 @@ async def upload(
         try:
             stat = await stub.Stat(blobs_pb2.BlobStatRequest(digest=digest))
             offset = stat.received if stat.received <= size else 0
+            if before is not None and offset < size:
+                before(size - offset)
             await _send(stub, source, blobs_pb2.BlobHeader(digest=digest, size=size, offset=offset), progress)
             return
         except grpc.aio.AioRpcError as rpc_error:
@@ -293,6 +300,7 @@ async def download(
     store: BlobStore,
     *,
     progress: Progress | None = None,
+    before: Before | None = None,
     attempts: int = ATTEMPTS,
 ) -> Path:
     """Fetch a blob into a store; go on after a broken connection, or a restart, where the partial file ends.
@@ -303,6 +311,7 @@ async def download(
         size: That it must have, in bytes.
         store: Where to put it.
         progress: Called with (bytes here, bytes in all).
+        before: See :data:`Before`.
         attempts: Attempts in a row without progress before giving up.
 
     Returns:
@@ -320,6 +329,8 @@ async def download(
     while True:
         offset = await asyncio.to_thread(store.received, digest)
         offset = offset if offset <= size else 0
+        if before is not None and offset < size:
+            before(size - offset)
         try:
             await _fetch(stub, await asyncio.to_thread(store.open_writer, digest, size, offset), progress, size)
             return store.path(digest)

@@ -38,7 +38,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.pace import Kept
 from coordinator.rounds.paced import STALE, Paced
 from coordinator.rounds.state import Round
-from coordinator.rounds.tasks import turned_away
+from coordinator.rounds.tasks import away_text, turned_away
 from wire import RefusedError
 
 _NO_MORE: Final = "the run has all its versions"
@@ -85,15 +85,38 @@ class AsyncRounds(Paced):
         """
         if self._scoring():
             return super().available(name, now_s)
+        self._available.add(name)
+        self.away.pop(name, None)
+        decision = self.recall(name, now_s)
+        self._advance(decision, now_s)
+        return decision
+
+    def absent(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
+        """A connected participant takes no tasks until a time, by its own word. Nobody waits for it.
+
+        Unless it goes on ``working``, its task is free; it gets the same one when it is back.
+        """
+        if self._scoring():
+            return super().absent(name, until_s, reason, now_s, working=working)
         decision = Decision()
         self._available.add(name)
+        self.away[name] = until_s
+        if not working and name in self.state.pace.tasks and self.state.finished is None:
+            self._end(decision, name, "away", reason, away_text(name, reason), again=True)
+            self._advance(decision, now_s)
+        return decision
+
+    def recall(self, name: str, now_s: float) -> Decision:
+        """A participant is connected again: ask once more for the result that it owes, if it would be taken."""
+        if self._scoring():
+            return super().recall(name, now_s)
+        decision = Decision()
         pace = self.state.pace
         lapsed = pace.lapsed.get(name)
         if name in pace.tasks:
             decision.effects.append(self._issue(name, pace.tasks[name]))
         elif lapsed is not None and self._takes(lapsed):
             self._give(decision, name, lapsed.base_version, lapsed.attempt, lapsed.evaluate, now_s)
-        self._advance(decision, now_s)
         return decision
 
     def gone(self, name: str, outcome: Excuse, message: str, now_s: float) -> Decision:
@@ -104,7 +127,7 @@ class AsyncRounds(Paced):
         if self._scoring():
             return super().gone(name, outcome, message, now_s)
         decision = Decision()
-        self._available.discard(name)
+        self._forget(name)
         if name in self.state.pace.tasks and self.state.finished is None:
             self._end(decision, name, outcome, outcome, message, again=True)
             self._advance(decision, now_s)
@@ -255,7 +278,7 @@ class AsyncRounds(Paced):
             super()._advance(decision, now_s)
             return
         if not self.state.rounds:
-            if len(self._available) < self.spec.min_participants:
+            if len(self._ready()) < self.spec.min_participants:
                 return
             self._open_buffer(decision, now_s)
         if self.state.merging() is not None:

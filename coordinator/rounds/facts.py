@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 Purpose = Literal["train", "evaluate"]
 FinishReason = Literal["completed", "stopped", "out of budget"]
-Excuse = Literal["refused", "declined", "vanished", "late", "left", "revoked"]
+Excuse = Literal["refused", "declined", "vanished", "late", "left", "revoked", "away"]
 
 ATOM_INCOMPLETE = "atom-incomplete"
 """Code of who is "late" because another one of its atom was missing, with sums of groups."""
@@ -60,7 +60,8 @@ class ParticipantExcused:
     """A participant's task ended without a result.
 
     ``outcome`` is "refused" (its result was turned away), "declined" (it would not do the task), "vanished" (its lease
-    lapsed), "late" (the round closed), "left" (it said goodbye) or "revoked".
+    lapsed), "late" (the round closed), "left" (it said goodbye), "revoked", or "away": by its own rules it takes no
+    tasks for a while, and may come back with this one's result.
     """
 
     round: int

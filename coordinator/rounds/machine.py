@@ -35,11 +35,12 @@ from coordinator.rounds.facts import (
     RoundOpened,
     RoundSealed,
     RunFinished,
+    SeatOpened,
     UpdateAccepted,
     VersionCommitted,
 )
 from coordinator.rounds.state import Round, RunState
-from coordinator.rounds.tasks import attempt_seed, sample, task_id, turned_away
+from coordinator.rounds.tasks import attempt_seed, away_text, sample, task_id, turned_away
 from coordinator.rounds.waiting import listed, merging
 from privacy.ledger import BUDGET_EXHAUSTED
 from wire import RefusedError, RoundsSpec
@@ -52,6 +53,9 @@ class SynchronousRounds:
         run_id: Names tasks.
         spec: The plan's rules.
         state: What the log says so far.
+
+    Attributes:
+        away: Who is connected and takes no tasks, by its own word, and until when.
 
     Example:
         >>> machine = SynchronousRounds("demo", RoundsSpec(count=1, min_participants=2), RunState())
@@ -66,6 +70,7 @@ class SynchronousRounds:
         self.spec = spec
         self.state = state
         self._available: set[str] = set()
+        self.away: dict[str, float] = {}
 
     # ---- commands -------------------------------------------------------------------------------------------------
 
@@ -85,25 +90,67 @@ class SynchronousRounds:
         """A participant is connected and ready for tasks. Calling it again is allowed (a reconnection)."""
         decision = Decision()
         self._available.add(name)
+        self.away.pop(name, None)
         current = self.state.open_round()
         if current is None or current.sealed or self.state.finished is not None:
             self._advance(decision, now_s)
             return decision
         seat = current.seats.get(name)
-        if seat is not None and seat.outcome == "pending":
+        if seat is not None and seat.outcome == "away":
+            # The same task: it may have trained it, or be in the middle of it.
+            self._record(decision, SeatOpened(round=current.number, participant=name, attempt=seat.attempt))
+            decision.effects.append(self._task(current, name))
+        elif seat is not None and seat.outcome == "pending":
             decision.effects.append(self._task(current, name))
         elif (seat is not None and seat.outcome in ("vanished", "left")) or (seat is None and self._short(current)):
             self._extend(decision, current, [name], current.closes_s)
         return decision
 
-    def remember(self, name: str) -> None:
-        """Take a participant as ready without acting on it: presence isn't in the log, so a replay must be told."""
+    def absent(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
+        """A connected participant takes no tasks until a time, by its own word; :meth:`available` ends that.
+
+        Where it goes on ``working`` at the task in hand, its answer is waited for as before. Else it is waited for only
+        if it is back before the round closes.
+        """
+        decision = Decision()
         self._available.add(name)
+        self.away[name] = until_s
+        current = self.state.open_round()
+        if current is None or current.sealed or working or not self._is_pending(current, name):
+            return decision
+        if until_s > current.closes_s:
+            self._excuse(decision, current, name, "away", reason, away_text(name, reason))
+            self._advance(decision, now_s)
+        return decision
+
+    def recall(self, name: str, now_s: float) -> Decision:
+        """A participant that takes no further tasks is connected again: ask once more for the result it owes."""
+        decision = Decision()
+        current = self.state.open_round()
+        if current is not None and not current.sealed and self._is_pending(current, name):
+            decision.effects.append(self._task(current, name))
+        return decision
+
+    def became_of(self, name: str, task_id: str) -> Decision:
+        """What became of a task whose end a participant doesn't know; nothing while its result is awaited."""
+        decision = Decision()
+        if not self.expects(name, task_id):
+            self._receipt_again(decision, name, task_id, None)
+        return decision
+
+    def remember(self, name: str, until_s: float | None) -> None:
+        """Take a participant as connected, and as away until a time, without acting on it.
+
+        Presence isn't in the log, so a replay must be told.
+        """
+        self._available.add(name)
+        if until_s is not None:
+            self.away[name] = until_s
 
     def gone(self, name: str, outcome: Excuse, message: str, now_s: float) -> Decision:
         """A participant's lease lapsed ("vanished"), it said goodbye ("left") or it was revoked ("revoked")."""
         decision = Decision()
-        self._available.discard(name)
+        self._forget(name)
         current = self.state.open_round()
         if current is not None and not current.sealed and self._is_pending(current, name):
             self._excuse(decision, current, name, outcome, outcome, message)
@@ -180,7 +227,7 @@ class SynchronousRounds:
                 decision.effects.append(CancelTask(participant=name, task_id=task.task_id, reason="deadline"))
             self._advance(decision, now_s)
         else:
-            again = [name for name in sorted(self._available) if not self._settled(current, name)]
+            again = [name for name in sorted(self._ready()) if not self._settled(current, name)]
             self._extend(decision, current, again, now_s + self.spec.deadline_s)
         return decision
 
@@ -245,8 +292,9 @@ class SynchronousRounds:
             return f"The run is {self.state.finished.reason}."
         current = self.state.open_round()
         if current is None:
-            have, need = len(self._available), self.spec.min_participants
-            return f"Waiting for participants: {have} of at least {need} are ready."
+            have, need = len(self._ready()), self.spec.min_participants
+            away = f" Away by their own rules: {listed(sorted(self.away))}." if self.away else ""
+            return f"Waiting for participants: {have} of at least {need} are ready.{away}"
         if current.sealed:
             return merging(current)
         pending = current.pending()
@@ -277,10 +325,19 @@ class SynchronousRounds:
         return current is not None and not current.sealed and self._holds(current, name, task_id)
 
     def present(self) -> frozenset[str]:
-        """Who is ready for tasks."""
+        """Who is connected and has prepared the run, whether it takes tasks now or not."""
         return frozenset(self._available)
 
     # ---- inside ---------------------------------------------------------------------------------------------------
+
+    def _ready(self) -> set[str]:
+        """Who takes tasks now."""
+        return self._available - self.away.keys()
+
+    def _forget(self, name: str) -> None:
+        """A participant isn't connected any more."""
+        self._available.discard(name)
+        self.away.pop(name, None)
 
     def _record(self, decision: Decision, fact: Fact) -> None:
         self.state.apply(fact)
@@ -327,10 +384,12 @@ class SynchronousRounds:
         return current.purpose == "train" and bool(spent) and len(seen - spent) < self.spec.min_updates
 
     def _open(self, decision: Decision, purpose: Purpose, now_s: float) -> None:
-        if len(self._available) < (self.spec.min_participants if purpose == "train" else 1):
+        # Who will be back in good time has a seat; its task waits for it.
+        back = {name for name, until_s in self.away.items() if until_s < now_s + self.spec.deadline_s}
+        cohort = sorted(self._ready() | back)
+        if not self._ready() or len(cohort) < (self.spec.min_participants if purpose == "train" else 1):
             return
         number = len(self.state.rounds) + 1
-        cohort = sorted(self._available)
         if purpose == "train" and 0 < self.spec.participants_per_round < len(cohort):
             cohort = sample(cohort, self.spec.participants_per_round, self.spec.seed, number)
         cohort = self._cohort_for(cohort, now_s)
@@ -355,12 +414,12 @@ class SynchronousRounds:
 
     def _opened(self, decision: Decision, current: Round, now_s: float) -> None:
         """A round is open: hand out its tasks."""
-        decision.effects.extend(self._task(current, name) for name in current.seats)
+        decision.effects.extend(self._task(current, name) for name in current.seats if name not in self.away)
         decision.effects.append(WakeAt(at_s=current.closes_s))
 
     def _ask_idle(self, decision: Decision, current: Round) -> None:
         """Too few updates will come: ask as many as are missing of those who are ready and weren't asked yet."""
-        idle = [name for name in sorted(self._available) if name not in current.seats]
+        idle = [name for name in sorted(self._ready()) if name not in current.seats]
         missing = self.spec.min_updates - len(current.done())
         if idle:
             asked = sample(idle, missing, self.spec.seed, current.number)
@@ -412,15 +471,15 @@ class SynchronousRounds:
         self._receipt_again(decision, name, task, digest)
         return None
 
-    def _receipt_again(self, decision: Decision, name: str, task: str, digest: str) -> None:
-        """A receipt that says what became of a result that came before, or too late."""
+    def _receipt_again(self, decision: Decision, name: str, task: str, digest: str | None) -> None:
+        """A receipt that says what became of a result that came before, or too late; without a digest, of any."""
         for item in reversed(self.state.rounds):
             seat = item.seats.get(name)
             if seat is None:
                 continue
             if task != self._seat_task(item, name):
                 continue
-            known = seat.outcome == "done" and seat.digest == digest
+            known = seat.outcome == "done" and digest in (None, seat.digest)
             decision.effects.append(
                 SendReceipt(
                     participant=name,

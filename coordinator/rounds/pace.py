@@ -49,7 +49,8 @@ class Pace:
     Attributes:
         tasks: In flight, by participant; at most one each.
         trained: Whose result waits at its participant to be summed securely, by participant.
-        lapsed: Of those who were taken for gone in the middle of a task: they may come back with its result.
+        lapsed: Of those who were taken for gone in the middle of a task, or are away: they may come back with its
+            result.
         last: The task that each participant was given last.
         failed: Who gets no further task until the next version, or the buffer's next deadline.
         kept: Merged updates by participant, to correct later versions by.
@@ -99,7 +100,7 @@ class Pace:
     def ended(self, fact: TaskEnded) -> Task:
         """A task is over without a result that counts; which it was."""
         task = self.trained.pop(fact.participant, None) or self.answered(fact.participant)
-        if fact.outcome in ("vanished", "left"):
+        if fact.outcome in ("vanished", "left", "away"):
             self.lapsed[fact.participant] = task
         if not fact.again:
             self.failed.add(fact.participant)

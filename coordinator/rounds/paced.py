@@ -108,7 +108,7 @@ class Paced(SynchronousRounds):
     def _idle(self, buffer: Round) -> list[str]:
         """Who is ready and has nothing to do, sorted."""
         pace = self.state.pace
-        return sorted(self._available - pace.tasks.keys() - pace.trained.keys() - pace.failed - set(buffer.done()))
+        return sorted(self._ready() - pace.tasks.keys() - pace.trained.keys() - pace.failed - set(buffer.done()))
 
     def _open_buffer(self, decision: Decision, now_s: float) -> None:
         number = len(self.state.rounds) + 1

@@ -36,6 +36,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.proposals import Proposals, left_out
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.tasks import away_text
 from coordinator.rounds.waiting import merging, needs, pausing, sentences, under_way
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Attempt, Failed, Record, Tell, Unmask
@@ -144,8 +145,13 @@ class SecureRounds(SynchronousRounds):
 
     def available(self, name: str, now_s: float) -> Decision:
         """A participant is connected and ready, and its prekeys are here."""
-        decision = Decision()
         self._available.add(name)
+        self.away.pop(name, None)
+        return self._come(name, now_s)
+
+    def _come(self, name: str, now_s: float) -> Decision:
+        """A participant that takes part is there (again)."""
+        decision = Decision()
         current = self.state.open_round()
         self._remind(decision, name)
         if current is None or current.sealed or self.state.finished is not None:
@@ -159,10 +165,36 @@ class SecureRounds(SynchronousRounds):
             self._take(decision, attempt.back(name, now_s), now_s)
         return decision
 
+    def absent(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
+        """A connected participant takes no tasks until a time, by its own word: the sum is made without it.
+
+        Unless it goes on ``working``: then it is in the sum, and in further attempts at it with the same updates.
+        """
+        decision = Decision()
+        self._available.add(name)
+        self.away[name] = until_s
+        current = self.state.open_round()
+        if current is None or current.sealed or working or not self._is_pending(current, name):
+            return decision
+        text = away_text(name, reason)
+        self._excuse(decision, current, name, "away", reason, text)
+        if self.attempt is not None:
+            self._take(decision, self.attempt.excuse(name, text, now_s), now_s)
+        return decision
+
+    def recall(self, name: str, now_s: float) -> Decision:
+        """A participant that takes no further tasks is connected again: it is told what it missed and owes."""
+        current = self.state.open_round()
+        if current is not None and not current.sealed and self._is_pending(current, name):
+            return self._come(name, now_s)
+        decision = Decision()
+        self._remind(decision, name)
+        return decision
+
     def gone(self, name: str, outcome: Excuse, message: str, now_s: float) -> Decision:
         """A participant went away. It may come back: the attempt goes on without it as far as it can."""
         decision = Decision()
-        self._available.discard(name)
+        self._forget(name)
         current = self.state.open_round()
         if current is None or current.sealed:
             return decision
@@ -283,7 +315,7 @@ class SecureRounds(SynchronousRounds):
         if self.state.finished is not None:
             return super().waiting_for()
         # Before the first round everyone is a newcomer.
-        idle = self.proposals.sitting_out(self.state, frozenset(self._available)) if self.state.rounds else ""
+        idle = self.proposals.sitting_out(self.state, frozenset(self._there())) if self.state.rounds else ""
         if current is None:
             return sentences(super().waiting_for(), self._blocked(), idle)
         if current.sealed:
@@ -335,11 +367,17 @@ class SecureRounds(SynchronousRounds):
         return Attempt(context, self.members, self._key, step_s=self._step_s, deadline_s=self.spec.deadline_s)
 
     def _roster(self, cohort: Iterable[str], now_s: float, current: Round | None = None) -> tuple[str, ...]:
-        return self.proposals.roster(self.state, current, frozenset(cohort), frozenset(self._available), now_s)
+        return self.proposals.roster(self.state, current, frozenset(cohort), frozenset(self._there()), now_s)
+
+    def _there(self) -> set[str]:
+        """Who can be in an attempt now: who takes tasks, and who is at the open round's."""
+        current = self.state.open_round()
+        working = {name for name in self.away if current is not None and self._is_pending(current, name)}
+        return self._ready() | working
 
     def _blocked(self) -> str:
         """Why no attempt can begin although participants are there."""
-        if len(self._available) < self.spec.min_participants or self._roster(self._available, 0.0):
+        if len(self._there()) < self.spec.min_participants or self._roster(self._there(), 0.0):
             return ""
         return needs(self.proposals.settings)
 
@@ -363,7 +401,7 @@ class SecureRounds(SynchronousRounds):
         )
         self.attempt = self._make(context)
         self._respenders = set()
-        present = set(roster).intersection(self._available) - left_out(current)
+        present = self._there().intersection(roster) - left_out(current)
         for name in sorted(present):
             self._seat(decision, current, name, self.attempt)
         declined = {name for name, seat in current.seats.items() if seat.outcome not in ("pending", "done", "vanished")}
@@ -379,7 +417,7 @@ class SecureRounds(SynchronousRounds):
         number = attempt.context.task_attempt
         if seat is not None and seat.outcome in ("declined", "refused", "revoked") and seat.attempt >= number:
             return
-        if seat is None or seat.attempt < number or seat.outcome == "left":
+        if seat is None or seat.attempt < number or seat.outcome in ("left", "away"):
             self._record(decision, SeatOpened(round=current.number, participant=name, attempt=number))
         decision.effects.append(self._task(current, name))
 
@@ -436,7 +474,7 @@ class SecureRounds(SynchronousRounds):
             decision.effects.append(WakeAt(at_s=pause_s))
             return
         cohort = set(current.attempts[-1].opened.roster if current.attempts else current.seats)
-        roster = self._roster(cohort.union(self._available), now_s, current)
+        roster = self._roster(cohort.union(self._there()), now_s, current)
         if roster:
             self._begin(decision, current, roster, now_s)
 
@@ -453,7 +491,7 @@ class SecureRounds(SynchronousRounds):
     def _cohort_for(self, cohort: list[str], now_s: float) -> list[str]:
         """The participants of the cohort that can be in a secure sum now, or nobody."""
         roster = self._roster(cohort, now_s)
-        return sorted(set(roster).intersection(self._available))
+        return sorted(self._ready().intersection(roster))
 
     def _opened(self, decision: Decision, current: Round, now_s: float) -> None:
         """A round is open: propose its first attempt instead of only handing out tasks."""

@@ -26,6 +26,7 @@ from coordinator.rounds.facts import AttemptFailed, BufferExtended, BufferSealed
 from coordinator.rounds.paced import STALE, Paced
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round
+from coordinator.rounds.tasks import away_text
 from coordinator.rounds.waiting import buffered, merging, pausing, sentences, under_way
 from privacy.secure_aggregation.coordinator import Attempt, Failed
 from wire import RefusedError
@@ -62,8 +63,29 @@ class SecureBuffers(SecureRounds, Paced):
         """
         if self._scoring():
             return super().available(name, now_s)
+        self._available.add(name)
+        self.away.pop(name, None)
+        decision = self.recall(name, now_s)
+        self._advance(decision, now_s)
+        return decision
+
+    def absent(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
+        """A connected participant takes no tasks until a time, by its own word. What it has trained is summed."""
+        if self._scoring():
+            return super().absent(name, until_s, reason, now_s, working=working)
         decision = Decision()
         self._available.add(name)
+        self.away[name] = until_s
+        if not working and name in self.state.pace.tasks and self.state.finished is None:
+            self._end(decision, name, "away", reason, away_text(name, reason), again=True)
+            self._advance(decision, now_s)
+        return decision
+
+    def recall(self, name: str, now_s: float) -> Decision:
+        """A participant is connected again: it is told what it missed, and asked once more for what it owes."""
+        if self._scoring():
+            return super().recall(name, now_s)
+        decision = Decision()
         self._remind(decision, name)
         pace = self.state.pace
         known, lapsed = pace.tasks.get(name) or pace.trained.get(name), pace.lapsed.get(name)
@@ -73,7 +95,6 @@ class SecureBuffers(SecureRounds, Paced):
             self._give(decision, name, lapsed.base_version, lapsed.attempt, False, now_s)
         if self.attempt is not None and name in self.attempt.context.names:
             self._take(decision, self.attempt.back(name, now_s), now_s)
-        self._advance(decision, now_s)
         return decision
 
     def gone(self, name: str, outcome: Excuse, message: str, now_s: float) -> Decision:
@@ -81,7 +102,7 @@ class SecureBuffers(SecureRounds, Paced):
         if self._scoring():
             return super().gone(name, outcome, message, now_s)
         decision = Decision()
-        self._available.discard(name)
+        self._forget(name)
         pace = self.state.pace
         over = name in pace.tasks or (name in pace.trained and outcome == "revoked")
         if over and self.state.finished is None:
@@ -206,7 +227,7 @@ class SecureBuffers(SecureRounds, Paced):
             super()._advance(decision, now_s)
             return
         if self.state.open_round() is None:
-            if not self.state.rounds and len(self._available) < self.spec.min_participants:
+            if not self.state.rounds and len(self._ready()) < self.spec.min_participants:
                 return
             self._open_buffer(decision, now_s)
         current = self._buffer()

@@ -25,6 +25,12 @@ def task_id(run_id: str, round_number: int, attempt: int, participant: str) -> s
     return f"{run_id}/{round_number}.{attempt}/{participant}"
 
 
+def away_text(name: str, reason: str) -> str:
+    """Why a participant takes no tasks for a while, for a person."""
+    why = {"hours": "its opening hours are over", "rounds": "its rounds of the day are done"}
+    return f"{name} is away: {why.get(reason, 'its bytes of the day are used up')}"
+
+
 def attempt_seed(seed: int, attempt: int) -> int:
     """The seed that a task carries: the plan's own for a first attempt, another for each further one.
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 from participant.store import schema
-from participant.store.records import TaskRecord, TaskState
-from participant.store.schema import member_entries, plans, secure_notes, tasks
+from participant.store.records import Day, TaskRecord, TaskState
+from participant.store.schema import days, member_entries, plans, secure_notes, tasks
 from privacy.secure_aggregation.members import MemberEntry
 from privacy.secure_aggregation.memory import Forget, Note
 from wire.database import READ_ONLY, open_at
@@ -21,6 +22,7 @@ MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _OPEN: Final = (TaskState.RECEIVED, TaskState.TRAINED, TaskState.ANNOUNCED)
 _SETTLED: Final = (TaskState.RECEIPTED, TaskState.DROPPED)
+_DAYS_KEPT: Final = 62
 _FIELDS: Final = [column for column in tasks.c if column.name != "number"]
 
 
@@ -254,6 +256,32 @@ class ParticipantStore:
             oldest = tasks.c.number < min(numbers) if numbers else sa.true()
             done = connection.execute(sa.delete(tasks).where(tasks.c.state.in_(_SETTLED), oldest))
             return int(done.rowcount)
+
+    def day(self, date: str) -> Day:
+        """What was done on a day, by its date."""
+        query = sa.select(days.c.rounds, days.c.sent, days.c.received).where(days.c.day == date)
+        with self._engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            row = connection.execute(query).first()
+        return Day() if row is None else Day(**row._mapping)
+
+    def count(self, date: str, *, rounds: int = 0, sent: int = 0, received: int = 0) -> None:
+        """Add to what was done on a day, before it is done; what didn't come of it is taken off again.
+
+        The days of the last two months are remembered.
+
+        Args:
+            date: Of the day, as ``2026-11-25``.
+            rounds: Trainings.
+            sent: Bytes.
+            received: Bytes.
+        """
+        added = {"rounds": rounds, "sent": sent, "received": received}
+        insert = sqlite.insert(days).values(day=date, **added)
+        on_top = {name: days.c[name] + insert.excluded[name] for name in added}
+        kept = sa.select(days.c.day).order_by(days.c.day.desc()).limit(_DAYS_KEPT)
+        with self._engine.begin() as connection:
+            connection.execute(insert.on_conflict_do_update(index_elements=[days.c.day], set_=on_top))
+            connection.execute(sa.delete(days).where(days.c.day.not_in(kept)))
 
     def pinned_members(self) -> list[MemberEntry]:
         """The member list that this site has seen, in order."""

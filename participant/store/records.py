@@ -22,6 +22,21 @@ class TaskState(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Day:
+    """What a site has done on one of its days.
+
+    Attributes:
+        rounds: Trainings that it began.
+        sent: Bytes of updates.
+        received: Bytes of models.
+    """
+
+    rounds: int = 0
+    sent: int = 0
+    received: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskRecord:
     """One task and what became of it.
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 
 metadata = sa.MetaData()
 
@@ -62,4 +62,14 @@ secure_notes = sa.Table(
     # Hash of the attempt's context; empty for what outlives an attempt.
     sa.Column("context", sa.LargeBinary(32), nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+# What was done on each of the site's days, against its own limits.
+days = sa.Table(
+    "days",
+    metadata,
+    sa.Column("day", sa.String(10), primary_key=True),
+    sa.Column("rounds", sa.BigInteger, nullable=False),
+    sa.Column("sent", sa.BigInteger, nullable=False),
+    sa.Column("received", sa.BigInteger, nullable=False),
 )

@@ -11,8 +11,9 @@ import pytest
 from federated import Federation
 
 from coordinator.actions import Check, Close, Merge, Send, Wake
-from coordinator.hub import STAGES, Hub
+from coordinator.hub import Hub
 from coordinator.planning import run_records
+from coordinator.presence import STAGES
 from coordinator.store import Checkpoint, Store, Transition, open_store
 from privacy.secure_aggregation.identities import ORIGIN
 from protos import session_pb2 as pb

@@ -68,8 +68,10 @@ def test_the_first_start_makes_root_and_keys_certifies_the_coordinator_and_says_
     assert (own.role, own.public_key) == (Role.COORDINATOR, membership.signing_key.public)
     for private in ("root/root.key", "signing/signing.key"):
         assert (tmp_path / private).stat().st_mode & 0o777 == 0o600
+    written = (tmp_path / "root" / "members.json").stat().st_ino
     again = open_membership(config(), tmp_path, store)
     assert again.members == membership.members
+    assert (tmp_path / "root" / "members.json").stat().st_ino == written, "nothing has changed"
     assert again.signing_key == membership.signing_key
 
 

@@ -41,6 +41,18 @@ def test_a_file_is_replaced_as_a_whole_with_its_mode(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_the_file_says_already_is_not_written_again_and_permissions_only_get_narrower(tmp_path: Path) -> None:
+    path = tmp_path / "members.json"
+    write_whole(path, b"list", 0o600)
+    first = path.stat().st_ino
+    write_whole(path, b"list", 0o644)
+    assert path.stat().st_ino == first
+    path.chmod(0o644)
+    write_whole(path, b"list", 0o600)
+    assert path.stat().st_ino != first
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_a_killed_process_has_left_goes_with_the_next_writing(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     write_whole(path, b"before", 0o600)

@@ -272,6 +272,11 @@ class FederationConfig(Frozen):
                 '[rounds] correction = "ca2fl" with [aggregation] mode = "secure": it needs the single updates, which '
                 'the coordinator doesn\'t see. Leave it out, or set correction = "none"'
             )
+        if spec.group_size and spec.min_same_base > 1:
+            raise ValueError(
+                f"[secure_aggregation] min_same_base = {spec.min_same_base} with group_size = {spec.group_size}: each "
+                "group would need so many of one version among its few. Leave one of them out"
+            )
         least = max(spec.min_cohort, spec.group_size, spec.min_same_base)
         if 0 < self.rounds.buffer_size < least:
             raise ValueError(

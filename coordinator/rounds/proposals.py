@@ -176,6 +176,7 @@ class Proposals:
             roster=tuple(seats[name] for name in roster),
             atoms=tuple(atoms[name] for name in roster if atoms),
             bases=tuple(self._base(state, name) for name in roster) if paced else (),
+            same_base=settings.min_same_base if paced else 1,
         )
 
     def _base(self, state: RunState, name: str) -> Base:

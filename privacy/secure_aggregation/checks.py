@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.errors import Refusal
@@ -85,11 +86,15 @@ def read_acceptances(opened: Delivery, context: RoundContext, members: MemberLis
     return found
 
 
+_ALONE: Final = "leaves too few of those who trained from one version: the sum could tell about them alone"
+
+
 def check_group(hand: Hand, group: Group | None, members: frozenset[int], policy: SitePolicy, what: str) -> None:
     """Refuse a set that leaves too few in this site's own group; another's fate is its members' to judge.
 
     Raises:
-        Refusal: "atom-split" where a mate of this site's own atom is left out of the sum; "group-floor".
+        Refusal: "atom-split" where a mate of this site's own atom is left out of the sum; "group-floor";
+            "base-alone" where too few are left that trained from the version that this site did.
     """
     if group is None or hand.position not in members:
         return
@@ -102,15 +107,19 @@ def check_group(hand: Hand, group: Group | None, members: frozenset[int], policy
             f"needs {group.floor}",
             _floor_setting(hand, policy),
         )
+    if hand.position not in left:
+        raise Refusal("base-alone", f"{what} {_ALONE}", policy.setting("min_same_base"))
 
 
 def check_published(hand: Hand, members: frozenset[int], policy: SitePolicy) -> None:
     """Refuse survivors of whom a split atom, or a group below its floor, would be published (A14).
 
     Raises:
-        Refusal: "atom-split" or "group-floor".
+        Refusal: "atom-split", "base-alone" or "group-floor".
     """
     _check_whole(hand, hand.context.atom_members, members, "the survivor set")
+    if any(group.alone(members.intersection(group.members)) for group in hand.groups):
+        raise Refusal("base-alone", f"the survivor set {_ALONE}", policy.setting("min_same_base"))
     if publishable(hand.groups, members) != members:
         raise Refusal(
             "group-floor",

@@ -125,6 +125,7 @@ class RoundContext:
         atoms: The atom of each seat, in the order of the roster (see ``atoms``); empty for one sum.
         bases: What each seat's update was trained from, in the order of the roster, where that isn't the same for all
             (asynchronous rounds); else empty.
+        same_base: With ``bases``: of those of one version, at least so many are in a sum, or none; 1 for any.
 
     Formal Guarantees:
         :attr:`hash` is injective in all of these fields, unless SHA-256 is broken; :meth:`parse` gives the context
@@ -154,6 +155,7 @@ class RoundContext:
     roster: tuple[Seat, ...]
     atoms: tuple[int, ...] = ()
     bases: tuple[Base, ...] = ()
+    same_base: int = 1
 
     def canonical(self) -> bytes:
         """The canonical bytes, as a ``Plan`` carries them."""
@@ -164,7 +166,8 @@ class RoundContext:
         values = [getattr(self, name) for name in _FIELDS]
         plain = [_row(value) if isinstance(value, Encoding) else value for value in values]
         grouped = (self.atoms,) if self.group_size else ()
-        based = (tuple(dataclasses.astuple(base) for base in self.bases),) if self.bases else ()
+        rows = tuple(dataclasses.astuple(base) for base in self.bases)
+        based = ((self.same_base, rows),) if self.bases else ()
         # The seats as a table: with a hundred of them their keys would weigh less than their lengths and tags.
         return encode(
             (PROTOCOL, *plain, *grouped, *based, self.names, PREKEYS.write(seat.cells() for seat in self.roster))
@@ -199,10 +202,10 @@ class RoundContext:
         roster = _seats(names, seats)
         rest = values[len(_FIELDS) :]
         atoms = _atoms(rest, table["group_size"], len(roster))
-        bases = _bases(rest[1:] if table["group_size"] else rest, table["base_version"], len(roster))
+        same_base, bases = _bases(rest[1:] if table["group_size"] else rest, table["base_version"], len(roster))
         if atoms and not table["freeze"]:
             raise _malformed("sums of groups need a freeze: before it nobody knows which atoms are whole")
-        context = cls(**table, roster=roster, atoms=atoms, bases=bases)
+        context = cls(**table, roster=roster, atoms=atoms, bases=bases, same_base=same_base)
         context.layout.check(len(context.roster))
         return context
 
@@ -318,21 +321,24 @@ def _atoms(rest: list[Any], group_size: int, seats: int) -> tuple[int, ...]:
     return atoms
 
 
-def _bases(rest: list[Any], newest: int, seats: int) -> tuple[Base, ...]:
-    """What each seat's update was trained from: the last field, where there is one."""
+def _bases(rest: list[Any], newest: int, seats: int) -> tuple[int, tuple[Base, ...]]:
+    """What each seat's update was trained from, and how many of one version: the last field, where there is one."""
     if not rest:
-        return ()
-    if len(rest) > 1 or not isinstance(rest[0], tuple) or len(rest[0]) != seats:
-        raise _malformed("it has another number of fields, or bases doesn't name one for each seat")
+        return 1, ()
+    if len(rest) > 1 or not isinstance(rest[0], tuple) or len(rest[0]) != 2:
+        raise _malformed("it has another number of fields")
+    least, rows = rest[0]
+    if not (_natural(least) and least > 0 and isinstance(rows, tuple) and len(rows) == seats > 0):
+        raise _malformed("bases doesn't name one for each seat")
     found = []
-    for row in rest[0]:
+    for row in rows:
         if not isinstance(row, tuple) or len(row) != 3:
             raise _malformed("a base of the roster has another form")
         version, attempt, digested = row
         if not (_natural(version) and version <= newest and _natural(attempt) and attempt > 0 and _hash(digested)):
             raise _malformed("a base of the roster is out of range")
         found.append(Base(version, attempt, digested))
-    return tuple(found)
+    return least, tuple(found)
 
 
 def _natural(value: Any) -> bool:

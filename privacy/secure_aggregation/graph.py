@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from privacy.secure_aggregation.atoms import whole
-from privacy.secure_aggregation.context import RoundContext
+from privacy.secure_aggregation.context import Base, RoundContext
 from privacy.secure_aggregation.thresholds import COMPLETE, clique_floor, corrupt_members
 from privacy.transcript import digest
 
@@ -27,19 +27,28 @@ _ORDER_LABEL = "fedloom/secure-aggregation/order/1"
 class Group:
     """Participants that mask with each other; ``floor`` of them at least must remain for their sum to be published.
 
-    ``atoms`` partition the members where only whole atoms may remain; they are empty for a clique.
+    ``atoms`` partition the members where only whole atoms may remain; they are empty for a clique. ``same_base``
+    partitions them by what they trained from, where at least ``least`` of each part must remain, or none of it.
     """
 
     members: tuple[int, ...]
     floor: int
     atoms: tuple[frozenset[int], ...] = ()
+    same_base: tuple[frozenset[int], ...] = ()
+    least: int = 1
 
     def publishable(self, survivors: frozenset[int]) -> frozenset[int]:
         """The members whose updates may be summed if these survive: none where too few are left."""
         left = survivors.intersection(self.members)
         if self.atoms:
             left = whole(self.atoms, left)
+        left = left.difference(self.alone(left))
         return left if len(left) >= self.floor else frozenset()
+
+    def alone(self, members: frozenset[int]) -> frozenset[int]:
+        """Those of a set with whom too few of it were trained from the same version."""
+        parts = (part & members for part in self.same_base)
+        return frozenset().union(*(part for part in parts if len(part) < self.least))
 
 
 def groups(context: RoundContext, beacons: Mapping[int, bytes]) -> tuple[Group, ...]:
@@ -62,13 +71,27 @@ def groups(context: RoundContext, beacons: Mapping[int, bytes]) -> tuple[Group, 
     parts = math.ceil(count / COMPLETE)
     if parts == 1:
         floor = clique_floor(count, count, corrupt)
-        return (Group(tuple(accepted), max(floor, context.numbers.floor)),)
+        return (
+            Group(
+                tuple(accepted),
+                max(floor, context.numbers.floor),
+                same_base=_same_base(context, accepted),
+                least=context.same_base,
+            ),
+        )
     seed = _seed(context, beacons)
     ordered = sorted(accepted, key=lambda item: digest(_ORDER_LABEL, (seed, item)))
     found = []
     for part in range(parts):
         members = ordered[count * part // parts : count * (part + 1) // parts]
-        found.append(Group(tuple(sorted(members)), clique_floor(len(members), count, corrupt)))
+        found.append(
+            Group(
+                tuple(sorted(members)),
+                clique_floor(len(members), count, corrupt),
+                same_base=_same_base(context, members),
+                least=context.same_base,
+            )
+        )
     return tuple(found)
 
 
@@ -89,6 +112,17 @@ def _unions(context: RoundContext, beacons: Mapping[int, bytes]) -> tuple[Group,
     for turn, atom in enumerate(open_now):
         unions[turn % len(unions)].append(atom)
     return tuple(Group(tuple(sorted(frozenset().union(*union))), context.group_size, tuple(union)) for union in unions)
+
+
+def _same_base(context: RoundContext, members: Iterable[int]) -> tuple[frozenset[int], ...]:
+    """Positions by what they trained from, where a context asks for company."""
+    if context.same_base <= 1:
+        return ()
+    parts: dict[Base, set[int]] = {}
+    for item in members:
+        # Trainings from one version are alike, whichever of them they are.
+        parts.setdefault(dataclasses.replace(context.bases[item], attempt=1), set()).add(item)
+    return tuple(frozenset(part) for part in parts.values())
 
 
 def _seed(context: RoundContext, beacons: Mapping[int, bytes]) -> bytes:

@@ -136,7 +136,8 @@ def check_base(context: RoundContext, position: int, policy: SitePolicy) -> None
     In a synchronous round all train from one model. Here a coordinator that makes versions up could give each site a
     model of its own: those from which the others learn nothing, so that the sum is one site's update (model
     inconsistency; Pasquini et al., CCS 2022). With m updates of a sum from one version, and the same digest of it for
-    all of them, the sum hides each of these as a synchronous one of m would, whatever the others' models were.
+    all of them, the sum hides each of these as a synchronous one of m would, whatever the others' models were. Whom the
+    coordinator may drop from the sum is each keeper's to judge (``graph.Group``), by the number in the context.
 
     Raises:
         Refusal: "base-alone".
@@ -145,11 +146,11 @@ def check_base(context: RoundContext, position: int, policy: SitePolicy) -> None
         return
     own = context.bases[position]
     same = sum(1 for base in context.bases if (base.version, base.digest) == (own.version, own.digest))
-    if same < policy.min_same_base:
+    if min(same, context.same_base) < policy.min_same_base:
         raise Refusal(
             "base-alone",
             f"{same} of the {len(context.bases)} updates of the sum were trained from version {own.version}, as this "
-            f"site's; it asks for {policy.min_same_base} at least",
+            f"site's, and the plan asks for {context.same_base}; this site asks for {policy.min_same_base} at least",
             policy.setting("min_same_base"),
         )
 

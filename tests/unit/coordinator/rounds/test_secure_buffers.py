@@ -16,7 +16,7 @@ from coordinator.rounds.secure_buffers import NEXT_SUM, SecureBuffers
 from privacy.secure_aggregation import prekeys
 from privacy.secure_aggregation.errors import SecureAggregationError
 from privacy.secure_aggregation.policy import SitePolicy
-from privacy.secure_aggregation.statements import Upload, kind_of
+from privacy.secure_aggregation.statements import UPLOADS, Freeze, Survivors, Upload, kind_of, positions_bytes
 from wire import RefusedError, SecureSpec
 
 
@@ -337,13 +337,49 @@ def test_sites_that_ask_for_company_are_summed_with_others_of_the_same_version()
 
 
 def test_a_site_refuses_to_be_alone_with_its_version() -> None:
-    world = started(6, size=3, policy=SitePolicy(min_same_base=2))
+    world = started(6, size=3, policy=SitePolicy(min_same_base=2))  # and the plan asks for 1
     finish(world, 0, 1, 2)
-    finish(world, 0, 1, 3)
-    assert world.sites["site-003"].refusals == ["base-alone"]
-    assert world.sites["site-000"].refusals == []
-    assert summed(world) == ["012"]
+    assert world.sites["site-000"].refusals[0] == "base-alone"
+    assert summed(world) == []
+    assert "asks for 2 at least" in world.facts("AttemptFailed")[0].message
+
+
+def test_company_is_kept_when_somebody_drops_out_of_the_sum() -> None:
+    secure, policy = {"min_same_base": 2}, SitePolicy(min_same_base=2)
+    world = started(10, size=7, secure=secure, policy=policy)
+    finish(world, *range(7))
+    world.hold = {"freeze"}
+    finish(world, 0, 1, 2, 3, 4, 7, 8)  # five of version 1, two of version 0
+    world.held = [item for item in world.held if item[0] != "site-008"]
+    world.kill("site-008")
+    world.released()
+    world.pass_time(DEADLINE_S)
+    # 7 has uploaded, and is left out: of its version it would be alone.
+    assert summed(world) == ["0123456", "01234"]
+    assert all(site.refusals == [] for site in world.sites.values())
     check(world)
+
+
+@pytest.mark.parametrize("kind", ["freeze", "survivors"])
+def test_sites_refuse_a_set_in_which_somebody_is_alone(kind: str) -> None:
+    secure, policy = {"min_same_base": 2}, SitePolicy(min_same_base=2)
+    world = started(10, size=7, secure=secure, policy=policy)
+    finish(world, *range(7))
+    world.hold = {kind}
+    finish(world, 0, 1, 2, 3, 4, 7, 8)
+    context = world.contexts[bytes.fromhex(world.facts("AttemptOpened")[-1].context)]
+    lonely = [item for item, name in enumerate(context.names) if name != "site-008"]
+    if kind == "freeze":
+        lie: Any = Freeze(context.hash, positions_bytes(lonely))
+    else:
+        (_, honest) = world.held[0]
+        rows = UPLOADS.read(Survivors.parse(honest.body).uploads)
+        lie = Survivors(context.hash, UPLOADS.write(row for row in rows if int.from_bytes(row[0], "big") in lonely))
+    said = [world.whisper(name, lie) for name in context.names]
+    refused = [step.refusal.code for step in said if step.refusal is not None]
+    # Before the upload each judges for itself; whoever keeps shares judges for all.
+    expected = ["base-alone"] if kind == "freeze" else ["base-alone"] * 7
+    assert [code for code in refused if code == "base-alone"] == expected
 
 
 def test_groups_are_made_of_whole_atoms_that_have_trained() -> None:

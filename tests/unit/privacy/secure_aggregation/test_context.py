@@ -54,8 +54,9 @@ OTHER: dict[str, Any] = {
     "roster": (),
     "atoms": (1, 1, 2, 2),
     "bases": (Base(0, 1, b"m" * 32),) * 4,
+    "same_base": 3,
 }
-PLAIN = [field.name for field in dataclasses.fields(RoundContext) if field.name not in ("atoms", "bases")]
+PLAIN = [field.name for field in dataclasses.fields(RoundContext) if field.name not in ("atoms", "bases", "same_base")]
 
 
 def test_a_context_comes_back_as_it_was() -> None:
@@ -74,7 +75,8 @@ def grouped() -> RoundContext:
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RoundContext)])
 def test_every_field_is_in_the_hash(name: str) -> None:
-    for context in (grouped(), *([example()] if name != "atoms" else [])):
+    only = {"atoms": [grouped()], "same_base": [paced()]}
+    for context in only.get(name, [grouped(), example(), paced()]):
         assert dataclasses.replace(context, **{name: OTHER[name]}).hash != context.hash
 
 
@@ -102,6 +104,7 @@ def test_a_context_of_updates_from_different_versions_comes_back_with_them(group
     assert context.task_of(0) == (5, 1, b"\x04" * 32)
     assert example().task_of(0) == (1, 1, example().base_digest)
     for field, value in (("version", 5), ("attempt", 3), ("digest", b"x" * 32)):
+        assert dataclasses.replace(context, same_base=2).hash != context.hash
         other = (*context.bases[:3], dataclasses.replace(context.bases[3], **{field: value}))
         assert dataclasses.replace(context, bases=other).hash != context.hash
 
@@ -137,7 +140,14 @@ def test_older_updates_count_for_less_in_whole_examples() -> None:
 )
 def test_bases_of_another_form_are_refused(bases: Any) -> None:
     plain: tuple[Any, ...] = decode(paced().canonical())  # type: ignore[assignment]
-    assert refused(encode((*plain[:-3], bases, *plain[-2:]))).code == "context-malformed"
+    for value in (bases, (1, bases), (1, bases, 1)):
+        assert refused(encode((*plain[:-3], value, *plain[-2:]))).code == "context-malformed"
+
+
+@pytest.mark.parametrize("least", [0, -1, True, "3", None])
+def test_how_many_of_a_version_is_a_number(least: Any) -> None:
+    plain: tuple[Any, ...] = decode(paced().canonical())  # type: ignore[assignment]
+    assert refused(encode((*plain[:-3], (least, plain[-3][1]), *plain[-2:]))).code == "context-malformed"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from wire import (
     ResourceError,
     RoundsSpec,
     RunPlan,
+    SecureSpec,
 )
 
 MANIFEST = b"m" * 32
@@ -360,3 +361,29 @@ def test_a_journal_of_another_root_is_refused_at_the_start(site: Site) -> None:
     site.agent.received(shown(grown(ROOT.empty(), "a")))
     with pytest.raises(DataError, match=r"isn't that of the root in participant\.toml"):
         PinnedMembers.load(site.store, "bench", SigningKey(b"x" * 32).public)
+
+
+def test_in_asynchronous_secure_sums_it_says_only_that_it_has_trained(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    rounds = RoundsSpec.model_validate(
+        {"mode": "asynchronous", "min_participants": 4, "min_updates": 3, "buffer_size": 3, "correction": "none"}
+    )
+    summed = plan().model_copy(
+        update={"rounds": rounds, "aggregation": AggregationSpec(mode="secure"), "secure": SecureSpec()}
+    )
+
+    def ready() -> None:
+        site.agent.connected()
+        site.agent.received(welcome(summed))
+        site.agent.prepared(Prepared(manifest_hash=MANIFEST, examples=100))
+
+    ready()
+    said = [item.message for item in site.worked() if isinstance(item, Say)]
+    assert [message.WhichOneof("body") for message in said] == ["trained"]
+    assert said[0].trained.task_id == task().task.task_id
+    # After a restart, and asked again, it says it again: nothing is trained anew, nothing is uploaded.
+    site.restart()
+    ready()
+    again = site.agent.received(task())
+    assert [item.message.trained.task_id for item in again if isinstance(item, Say)] == [task().task.task_id]
+    assert not any(isinstance(item, Fetch | Work | Push) for item in again)

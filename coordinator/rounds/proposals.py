@@ -115,6 +115,7 @@ class Proposals:
         for out in (left_out_now(current), cheats(current)):
             wanted = self._together(state, possible - out)
             if self.settings.group_size:
+                wanted -= self._held_back(state, wanted, frozenset(certified))
                 atoms = self._placed(state, wanted)
                 wanted = whole_atoms(wanted, atoms)
                 settings = self.settings.model_copy(update={"min_cohort": least})
@@ -137,6 +138,16 @@ class Proposals:
             if found:
                 return found
         return ()
+
+    def _held_back(self, state: RunState, trained: frozenset[str], certified: frozenset[str]) -> frozenset[str]:
+        """Newcomers that wait for those still in training, who would else be too few for an atom of their own."""
+        placed, pace = state.atoms.keys(), state.pace
+        new = trained - placed
+        slow = (certified & (pace.tasks.keys() | pace.trained.keys())) - placed - new
+        missing = atoms_per_group(self.settings.group_size)[1] - len(slow)
+        if not slow or missing <= 0:
+            return frozenset()
+        return frozenset(sorted(new, key=lambda name: (pace.trained[name].base_version, name))[-missing:])
 
     def _together(self, state: RunState, names: frozenset[str]) -> frozenset[str]:
         """Those of whom enough have trained from the same version."""

@@ -133,3 +133,27 @@ def test_attacks_that_forge_remember_or_poison_work_in_buffers(attack: str, tmp_
     assert result.record.model.version == 3
     outcomes = {seat.outcome for item in result.record.rounds for seat in item.participants if seat.name == "site-2"}
     assert outcomes == {"merged"}
+
+
+@pytest.mark.slow
+def test_groups_of_a_buffer_stand_hostile_sites_that_are_always_first(tmp_path: Path) -> None:
+    """The four at once but for noise: asynchronous, secure, in groups, robust."""
+    sites = 24
+    settings = config(
+        data=[f"digits:{index + 1}/{sites}" for index in range(sites)],
+        seconds=[1.0 + 0.05 * (index % 5) for index in range(sites - 4)] + [3.0, 3.0, 0.9, 0.9],
+        rounds={"mode": "asynchronous", "count": 12, "buffer_size": 15, "min_updates": 15, "evaluate_every": 1},
+        aggregation={"mode": "secure"},
+        secure_aggregation={"group_size": 3},
+        merging={"rule": "robust", "f": 2},
+        training={"local_steps": 20, "batch_size": 16, "learning_rate": 0.005},
+        simulation={"attack": "sign-flip", "attackers": 2},
+    )
+    result = run(settings, tmp_path, in_process=False)
+    assert len([item for item in result.record.rounds if item.version]) == 12
+    ages = {seat.staleness for item in result.record.rounds for seat in item.participants if seat.outcome == "merged"}
+    assert max(ages) >= 2, "the slow ones are in later sums"
+    merged = {seat.name for item in result.record.rounds for seat in item.participants if seat.outcome == "merged"}
+    assert {"site-22", "site-23"} <= merged, "the hostile ones take part"
+    scores = [scored["accuracy"] for scored in result.record.final.values()]
+    assert min(scores) > 0.5

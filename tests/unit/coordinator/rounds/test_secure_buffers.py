@@ -394,6 +394,19 @@ def test_groups_are_made_of_whole_atoms_that_have_trained() -> None:
     check(world)
 
 
+def test_slow_sites_are_left_enough_newcomers_for_an_atom_of_their_own() -> None:
+    world = started(11, size=6, secure={"group_size": 3}, rounds={"min_updates": 6})
+    finish(world, *range(9))
+    finish(world, *range(6))  # with 6, 7 and 8 in an atom the two slow ones could never be in one
+    assert set(summed(world)) == {"012345"}
+    finish(world, 9, 10)
+    finish(world, *range(6))
+    atoms = world.state.atoms
+    assert set(world.names) == atoms.keys()
+    assert min(Counter(atoms.values()).values()) >= 3
+    check(world)
+
+
 @pytest.mark.parametrize(
     ("trained", "earlier", "found"),
     [

@@ -26,6 +26,9 @@ _RETRY_S: Final = 15.0
 # buffered: it reconnects and is told what it missed.
 _OUTBOX: Final = 256
 
+# Between two sweeps for what nothing needs any more: where versions are made in quick succession, not after each.
+_SWEEP_S: Final = 1.0
+
 
 _T = TypeVar("_T")
 
@@ -71,14 +74,22 @@ class Daemon:
         self.lease_s = lease_s
         self.hub: Hub | None = None
         self._intake: Intake | None = None
-        self.message = "The coordinator is preparing the run."
-        self.changed = asyncio.Condition()
+        self._complaint = ""
+        self._changed = asyncio.Event()
+        self._swept_s = -_SWEEP_S
         self._ready = asyncio.Event()
         self._outboxes: dict[str, Outbox] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._work: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person: what is wrong with this machine, or what the run waits for."""
+        if self.hub is None:
+            return self._complaint or "The coordinator is preparing the run."
+        return self._complaint or self.hub.machine.waiting_for()
 
     def open(self, hub: Hub) -> None:
         """Start serving this run; participants that came early have been waiting for it."""
@@ -184,6 +195,7 @@ class Daemon:
             return
         try:
             self.perform(self.hub.tick(time.time()))
+            self._complaint = ""
         except FedloomError as error:
             self._say(error)
             self._wake_at(time.time() + _RETRY_S)
@@ -254,13 +266,17 @@ class Daemon:
             time.perf_counter() - started,
             extra={"run": hub.plan.run_id, "round": order.round},
         )
-        self._collect_garbage()
+        # Only here: while a merge is at work, its new files are in nobody's list yet.
+        if time.monotonic() - self._swept_s >= _SWEEP_S:
+            self._collect_garbage()
 
     async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do it, and again after a while as long as this machine lacks something (a full disk): nothing is given up."""
         while True:
             try:
-                return await work()
+                done = await work()
+                self._complaint = ""
+                return done
             except ResourceError as error:
                 self._say(error)
                 await asyncio.sleep(_RETRY_S)
@@ -270,13 +286,14 @@ class Daemon:
 
     def _say(self, error: FedloomError) -> None:
         """Something is wrong with this machine: say it, keep going."""
-        self.message = f"{error.message} {error.hint}".strip()
-        _log.error("%s: %s", error.code, self.message)
+        self._complaint = f"{error.message} {error.hint}".strip()
+        _log.error("%s: %s", error.code, self._complaint)
         self._notify()
 
     def _collect_garbage(self) -> None:
         assert self.hub is not None
         self.blobs.keep_only(self.hub.blobs_in_use())
+        self._swept_s = time.monotonic()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -289,18 +306,11 @@ class Daemon:
             self._failure.set_exception(error)
 
     def _notify(self) -> None:
-        if self.hub is not None:
-            self.message = self.hub.machine.waiting_for()
-        task = asyncio.ensure_future(self._notify_all())
-        self._work.add(task)
-        task.add_done_callback(self._finished)
-
-    async def _notify_all(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
+        """Wake who waits for a change; who begins to wait after this waits for the next one."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def wait_changed(self, timeout_s: float) -> None:
         """Return when something changed, or after the time."""
-        async with self.changed:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), timeout_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout_s)

@@ -87,7 +87,7 @@ class Hub:
         self.guarantee = guarantee(plan)
         self._audited = plan.secure.audited_rounds if plan.secure is not None else 0
         self.presence: dict[str, Presence] = {}
-        self._plan_bytes = plan.canonical()
+        self._plan_bytes, self._plan_hash = plan.canonical(), plan.hash
         self._site_codes: dict[str, set[str]] = {}
         self._federation = federation
         self._log = RunLog(store, plan, federation, step_s=lease_s)
@@ -265,7 +265,7 @@ class Hub:
             RefusedError: "blob-unknown".
         """
         public = isinstance(self.machine, SecureRounds) and digest in self.machine.public_blobs(self._audited)
-        if not public and not any(digest == item.digest for item in self._log.versions):
+        if not public and digest not in self._log.digests:
             raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
 
     def published(self) -> list[Published]:
@@ -283,7 +283,7 @@ class Hub:
 
         Updates are those of open rounds, those that asynchronous rounds correct by, and those that are arriving.
         """
-        keep = {item.digest for item in self._log.versions} | self._log.earlier
+        keep = self._log.digests | self._log.earlier
         keep.update(self._log.versions[-1].state)
         state = self.machine.state
         for current in state.open_rounds():
@@ -321,7 +321,7 @@ class Hub:
             federation=self.plan.federation,
             run_id=self.plan.run_id,
             plan=self._plan_bytes,
-            plan_hash=self.plan.hash,
+            plan_hash=self._plan_hash,
             lease_s=self.lease_s,
         )
         return [Send(peer, pb.FromCoordinator(welcome=welcome)), *self._show_members(peer, known), *self._lease_wake()]
@@ -333,7 +333,7 @@ class Hub:
         return list(sent)
 
     def _ready(self, peer: str, known: Presence, message: pb.Ready, now_s: float) -> list[Action]:
-        if message.plan_hash != self.plan.hash:
+        if message.plan_hash != self._plan_hash:
             raise RefusedError("plan-mismatch", f"{peer} prepared another plan than run {self.plan.run_id}'s")
         if message.manifest_hash.hex() != self.plan.initial.manifest_hash:
             raise RefusedError(
@@ -518,11 +518,13 @@ class Hub:
         elif isinstance(effect, CancelTask):
             yield Send(effect.participant, messages.cancel(effect))
         elif isinstance(effect, AnnounceVersion):
-            for name in sorted(self.machine.present()):
-                yield Send(name, messages.committed(effect))
+            committed = messages.committed(effect)
+            for name in sorted(self.machine.present()) if effect.to is None else effect.to:
+                yield Send(name, committed)
         elif isinstance(effect, AnnounceFinish):
+            finished = messages.finished(self.plan.run_id, effect, self._model())
             for name in sorted(self.machine.present()):
-                yield Send(name, messages.finished(self.plan.run_id, effect, self._model()))
+                yield Send(name, finished)
         elif isinstance(effect, SendStatement):
             statement = pb.Statement(body=effect.statement.body, signature=effect.statement.signature)
             yield Send(effect.participant, pb.FromCoordinator(statement=statement))

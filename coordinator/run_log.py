@@ -39,11 +39,13 @@ class RunLog:
 
     Attributes:
         versions: All committed versions, in order.
+        digests: Theirs.
         earlier: Digests of the versions of other runs.
     """
 
     def __init__(self, store: Store, plan: RunPlan, federation: Federation, *, step_s: float) -> None:
         self.versions: list[Checkpoint] = []
+        self.digests: set[bytes] = set()
         self.earlier: set[bytes] = set()
         self._store = store
         self._plan = plan
@@ -59,6 +61,7 @@ class RunLog:
         """
         state, run_id = RunState(), self._plan.run_id
         self.versions = self._store.checkpoints(run_id)
+        self.digests = {item.digest for item in self.versions}
         others = [run.run_id for run in self._store.runs() if run.run_id != run_id]
         self.earlier = {item.digest for other in others for item in self._store.checkpoints(other)}
         if not self.versions:
@@ -136,6 +139,7 @@ class RunLog:
         self._sequence += len(rows)
         if checkpoint is not None:
             self.versions.append(checkpoint)
+            self.digests.add(checkpoint.digest)
         if any(isinstance(fact, VersionCommitted | EvaluationClosed) for fact in decision.facts):
             open_now = [context for context, _ in decision.records]
             self._store.forget_statements(run_id, keep=open_now[-1] if open_now else b"")

@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 import numpy as np
@@ -91,6 +91,12 @@ class LightClient:
         self._work: asyncio.Task[None] | None = None
         self._base = b""
         self._saying = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close(None)
 
     async def check_in(self) -> float:
         """Connect and check in; returns the seconds until the welcome."""

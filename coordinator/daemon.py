@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from coordinator.actions import Action, Check, Close, Find, Merge, Send, Unmask, Wake
-from coordinator.aggregation import Intake, reveal
+from coordinator.aggregation import Intake, MergeResult, reveal
 from coordinator.hub import Hub
+from coordinator.rounds import BeginMerge
 from coordinator.store import Store
 from privacy.secure_aggregation.errors import SecureAggregationError
 from protos import session_pb2 as pb
@@ -76,6 +77,7 @@ class Daemon:
         self._intake: Intake | None = None
         self._complaint = ""
         self._changed = asyncio.Event()
+        self._inputs: list[tuple[Callable[[], list[Action]], asyncio.Future[None]]] = []
         self._swept_s = -_SWEEP_S
         self._ready = asyncio.Event()
         self._outboxes: dict[str, Outbox] = {}
@@ -147,7 +149,7 @@ class Daemon:
     async def receive(self, peer: str, message: pb.FromParticipant) -> None:
         """A message arrived on a participant's stream."""
         hub = await self.opened()
-        self.perform(hub.receive(peer, message, time.time()))
+        await self._decide(lambda: hub.receive(peer, message, time.time()))
 
     # ---- actions ----------------------------------------------------------------------------------------------------
 
@@ -257,7 +259,7 @@ class Daemon:
             refusal = error
             await self._insist(lambda: self._decide(lambda: hub.unmergeable(order, refusal, time.time())))
             return
-        await self._insist(lambda: self._decide(lambda: hub.merged(order, merged, time.time())))
+        await self._insist(lambda: self._commit(order, merged))
         _log.info(
             "round %d: merged %d updates into version %d in %.3f s",
             order.round,
@@ -281,8 +283,31 @@ class Daemon:
                 self._say(error)
                 await asyncio.sleep(_RETRY_S)
 
+    async def _commit(self, order: BeginMerge, merged: MergeResult) -> None:
+        assert self.hub is not None
+        self.perform(self.hub.merged(order, merged, time.time()))
+
     async def _decide(self, decision: Callable[[], list[Action]]) -> None:
-        self.perform(decision())
+        """Have the hub decide, in one transaction with all that comes at this moment; then carry it out."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inputs.append((decision, done))
+        if len(self._inputs) == 1:
+            asyncio.get_running_loop().call_soon(self._turn)
+        await done
+
+    def _turn(self) -> None:
+        assert self.hub is not None
+        inputs, self._inputs = self._inputs, []
+        outcomes = self.hub.together([decision for decision, _ in inputs])
+        for (_, done), outcome in zip(inputs, outcomes, strict=True):
+            if not isinstance(outcome, Exception):
+                self.perform(outcome)
+            if done.done():  # whoever asked is gone; what it said counts all the same
+                continue
+            if isinstance(outcome, Exception):
+                done.set_exception(outcome)
+            else:
+                done.set_result(None)
 
     def _say(self, error: FedloomError) -> None:
         """Something is wrong with this machine: say it, keep going."""

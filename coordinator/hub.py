@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from coordinator import messages
@@ -128,6 +128,31 @@ class Hub:
             return [Send(peer, messages.rejection(error)), Close(peer)]
         return self._result(peer, known, message, now_s)
 
+    def together(self, inputs: Iterable[Callable[[], list[Action]]]) -> list[list[Action] | Exception]:
+        """Give several inputs, which become durable in one transaction: a crowd costs no sync for each message.
+
+        Args:
+            inputs: Calls of the methods around here; not of those that say that a merge is done.
+
+        Returns:
+            For each its actions, or what it raised. Where the transaction can't be written, that is what all of them
+            raise that decided anything.
+        """
+        found: list[tuple[list[Action] | Exception, bool]] = []
+        with self._log.held():
+            for decide in inputs:
+                before = self._log.last
+                try:
+                    actions: list[Action] | Exception = decide()
+                except Exception as error:
+                    actions = error
+                found.append((actions, bool(actions) or self._log.last > before))
+        try:
+            self._durable(self._log.flush)
+        except Exception as error:
+            return [error if decided else actions for actions, decided in found]
+        return [actions for actions, _ in found]
+
     def checked(self, check: Check, error: RefusedError | None, now_s: float) -> list[Action]:
         """The update of a :class:`Check` is sound (``error`` is None), or isn't."""
         error = error or self.machine.refusal(check.peer, check.task_id)
@@ -229,8 +254,7 @@ class Hub:
         """End the run early; what is committed stays."""
         return self._carry(self.machine.stop(now_s), now_s)
 
-    # ---- what services ask
-    # --------------------------------------------------------------------------------------------
+    # ---- what services ask ------------------------------------------------------------------------------------------
 
     def update_size(self) -> int:
         """Bytes of an update, or of a masked update of the open round."""
@@ -496,8 +520,12 @@ class Hub:
 
     def _carry(self, decision: Decision, now_s: float, checkpoint: Checkpoint | None = None) -> list[Action]:
         """Store what was decided, then turn the effects into actions."""
+        self._durable(lambda: self._log.append(decision, checkpoint, now_s))
+        return [action for effect in decision.effects for action in self._actions(effect, now_s)]
+
+    def _durable(self, write: Callable[[], None]) -> None:
         try:
-            self._log.append(decision, checkpoint, now_s)
+            write()
         except Exception:
             # The machine is ahead of the disk: fall back to what is on it. Who was present comes back by itself,
             # since every peer's next message, or its lapsed lease, goes through the replayed machine.
@@ -506,7 +534,6 @@ class Hub:
             for name in present:
                 self.machine.remember(name)
             raise
-        return [action for effect in decision.effects for action in self._actions(effect, now_s)]
 
     def _actions(self, effect: Effect, now_s: float) -> Iterable[Action]:
         if isinstance(effect, IssueTask):

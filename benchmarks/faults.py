@@ -103,6 +103,7 @@ def start_rows(found: restarts.Starts, setting: Setting) -> list[Row]:
     return [
         row(case, "start to first check-in, median", statistics.median(found.serving_s), "s"),
         row(case, "start to first check-in, slowest", max(found.serving_s), "s", target=target),
+        row(case, "coordinator's processor time until then, median", statistics.median(found.cpu_s), "s"),
     ]
 
 

@@ -86,10 +86,11 @@ class Log:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Starts:
-    """Starts of a coordinator on a log of ``rows`` rows: seconds from its exec to the first answered check-in."""
+    """Starts of a coordinator on a log of ``rows`` rows: seconds and its processor time from exec to first check-in."""
 
     rows: int
     serving_s: list[float]
+    cpu_s: list[float]
 
 
 def measure_starts(folder: Path, participants: int, rows: int, times: int) -> Starts:
@@ -113,14 +114,16 @@ def measure_starts(folder: Path, participants: int, rows: int, times: int) -> St
     ca_pem = FederationCA.load(folder / "state" / CA).pem
     own = Credentials(ca_pem=ca_pem, certificate_pem=sites[0]["certificate"].encode(), key_pem=sites[0]["key"].encode())
     crowd = Crowd(f"127.0.0.1:{port}", FEDERATION, participants + 1)
-    serving_s = []
+    serving_s, cpu_s = [], []
     for _ in range(times + 1):
         started = time.perf_counter()
         with deployed.coordinator(folder) as process:
             asyncio.run(_first_answer(crowd, own, port))
             serving_s.append(time.perf_counter() - started)
+            cpu_s.append(process.cpu_s())
             process.end()
-    return Starts(rows=log.rows, serving_s=serving_s[1:])  # at the first start the members were certified
+    # At the first start the members are certified.
+    return Starts(rows=log.rows, serving_s=serving_s[1:], cpu_s=cpu_s[1:])
 
 
 async def _first_answer(crowd: Crowd, own: Credentials, port: int) -> None:

@@ -75,6 +75,7 @@ class Case:
         local: Learning rate of the participants' SGD.
         validated: Score on 10,000 training pictures that nobody trains on, in place of the test pictures.
         updates: To be merged, at least.
+        alpha: Of the Dirichlet split.
     """
 
     way: str
@@ -84,6 +85,7 @@ class Case:
     local: float = DEFAULT_LOCAL
     validated: bool = False
     updates: int = UPDATES
+    alpha: float = ALPHA
 
     def rounds(self) -> RoundsSpec:
         """The plan's rounds."""
@@ -287,7 +289,7 @@ def site_name(index: int) -> str:
 def run(case: Case) -> Outcome:
     """Run a case on Fashion-MNIST."""
     train, test = _pictures(case.validated)
-    sites = [train.take(part) for part in dirichlet(train.labels, SITES, ALPHA, case.seed)]
+    sites = [train.take(part) for part in dirichlet(train.labels, SITES, case.alpha, case.seed)]
     institutions = [{"name": site_name(index), "data": "-"} for index in range(SITES)]
     table: dict[str, Any] = {"institutions": institutions, "speeds": case.kind, "speed_seed": case.seed}
     return Run(case, sites, test, Speeds(SimulationSection.model_validate(table))).go()

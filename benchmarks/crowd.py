@@ -25,7 +25,7 @@ BUFFER: Final = 10
 PARAMETERS: Final = 1_000
 
 _PROCESSES: Final = 2
-_FEDERATION: Final = "bench"
+FEDERATION: Final = "bench"
 _DAYS: Final = 30.0
 
 
@@ -83,7 +83,7 @@ def enrol(state: Path, count: int) -> list[dict[str, str]]:
         name, secret = f"site-{index:04d}", index.to_bytes(32)
         own = ca.issue_client(name, Role.PARTICIPANT, _DAYS)
         key = SigningKey.generate()
-        wish = MemberRequest.make(key, federation=_FEDERATION, role=MemberRole.PARTICIPANT, name=name)
+        wish = MemberRequest.make(key, federation=FEDERATION, role=MemberRole.PARTICIPANT, name=name)
         member = Member(
             name=name,
             state=MemberState.ENROLLED,
@@ -108,7 +108,7 @@ def clients(folder: Path, address: str, sites: list[dict[str, str]]) -> Iterator
         found = []
         for part in range(_PROCESSES):
             spec = folder / f"clients-{part}.json"
-            table = {"address": address, "federation": _FEDERATION, "ca": ca, "members": len(sites) + 1}
+            table = {"address": address, "federation": FEDERATION, "ca": ca, "members": len(sites) + 1}
             spec.write_text(json.dumps({**table, "sites": sites[part::_PROCESSES]}))
             process = Process(folder, spec.stem, "-m", "benchmarks.light_clients", str(spec))
             found.append(stack.enter_context(process))

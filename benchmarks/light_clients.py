@@ -23,17 +23,18 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 import numpy as np
 
 from protos import blobs_pb2, blobs_pb2_grpc, session_pb2_grpc
 from protos import session_pb2 as pb
-from wire import PROTOCOL_VERSION, Credentials, RunPlan, client_credentials, connect
+from wire import PROTOCOL_VERSION, Credentials, RunPlan, client_credentials, connect, error_from
 
 _AT_A_TIME: Final = 64  # connections that one process makes at the same time
 _EXAMPLES: Final = 8
+_EOF: Final[Any] = vars(grpc.aio)["EOF"]  # which the type stubs don't know
 
 
 @dataclasses.dataclass
@@ -91,15 +92,22 @@ class LightClient:
         self._base = b""
         self._saying = asyncio.Lock()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close(None)
+
     async def check_in(self) -> float:
         """Connect and check in; returns the seconds until the welcome."""
         started = time.perf_counter()
-        self._stream = session_pb2_grpc.SessionStub(self._channel).Attach()
+        attach: Any = session_pb2_grpc.SessionStub(self._channel).Attach
+        self._stream = attach()
         check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, software="light", members=self._crowd.members)
         await self._stream.write(pb.FromParticipant(check_in=check_in))
         while True:
             message = await self._stream.read()
-            if message is grpc.aio.EOF:
+            if message is _EOF:
                 raise RuntimeError(f"the stream ended: {await self._stream.code()} {await self._stream.details()}")
             if message.WhichOneof("body") == "welcome":
                 self._plan, self._lease_s = RunPlan.parse(message.welcome.plan), message.welcome.lease_s
@@ -138,7 +146,7 @@ class LightClient:
             await asyncio.sleep(self._lease_s / 4)
 
     async def _read(self) -> None:
-        while (message := await self._stream.read()) is not grpc.aio.EOF:
+        while (message := await self._stream.read()) is not _EOF:
             body = message.WhichOneof("body")
             if body == "task":
                 if self._work is not None:
@@ -175,7 +183,7 @@ class LightClient:
         try:
             await self._blobs.Upload(_upload(digest, update))
         except grpc.aio.AioRpcError as error:
-            self._count(str(dict(error.trailing_metadata() or ()).get("fedloom-code", error.code().name)))
+            self._count(error_from(error).code)
             return
         self._said[task.task_id] = time.perf_counter()
         blob = pb.Blob(digest=digest, size=len(update))

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from coordinator.actions import Action, Check, Close, Find, Merge, Send, Unmask, Wake
-from coordinator.aggregation import Intake, reveal
+from coordinator.aggregation import Intake, MergeResult, reveal
 from coordinator.hub import Hub
+from coordinator.rounds import BeginMerge
 from coordinator.store import Store
 from privacy.secure_aggregation.errors import SecureAggregationError
 from protos import session_pb2 as pb
@@ -25,6 +26,9 @@ _RETRY_S: Final = 15.0
 # Messages that may wait on one participant's stream. A peer that reads slower than it is written to is dropped, not
 # buffered: it reconnects and is told what it missed.
 _OUTBOX: Final = 256
+
+# Between two sweeps for what nothing needs any more: where versions are made in quick succession, not after each.
+_SWEEP_S: Final = 1.0
 
 
 _T = TypeVar("_T")
@@ -71,14 +75,23 @@ class Daemon:
         self.lease_s = lease_s
         self.hub: Hub | None = None
         self._intake: Intake | None = None
-        self.message = "The coordinator is preparing the run."
-        self.changed = asyncio.Condition()
+        self._complaint = ""
+        self._changed = asyncio.Event()
+        self._inputs: list[tuple[Callable[[], list[Action]], asyncio.Future[None]]] = []
+        self._swept_s = -_SWEEP_S
         self._ready = asyncio.Event()
         self._outboxes: dict[str, Outbox] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._work: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def message(self) -> str:
+        """One sentence for a person: what is wrong with this machine, or what the run waits for."""
+        if self.hub is None:
+            return self._complaint or "The coordinator is preparing the run."
+        return self._complaint or self.hub.machine.waiting_for()
 
     def open(self, hub: Hub) -> None:
         """Start serving this run; participants that came early have been waiting for it."""
@@ -136,7 +149,7 @@ class Daemon:
     async def receive(self, peer: str, message: pb.FromParticipant) -> None:
         """A message arrived on a participant's stream."""
         hub = await self.opened()
-        self.perform(hub.receive(peer, message, time.time()))
+        await self._decide(lambda: hub.receive(peer, message, time.time()))
 
     # ---- actions ----------------------------------------------------------------------------------------------------
 
@@ -184,6 +197,7 @@ class Daemon:
             return
         try:
             self.perform(self.hub.tick(time.time()))
+            self._complaint = ""
         except FedloomError as error:
             self._say(error)
             self._wake_at(time.time() + _RETRY_S)
@@ -245,7 +259,7 @@ class Daemon:
             refusal = error
             await self._insist(lambda: self._decide(lambda: hub.unmergeable(order, refusal, time.time())))
             return
-        await self._insist(lambda: self._decide(lambda: hub.merged(order, merged, time.time())))
+        await self._insist(lambda: self._commit(order, merged))
         _log.info(
             "round %d: merged %d updates into version %d in %.3f s",
             order.round,
@@ -254,29 +268,57 @@ class Daemon:
             time.perf_counter() - started,
             extra={"run": hub.plan.run_id, "round": order.round},
         )
-        self._collect_garbage()
+        # Only here: while a merge is at work, its new files are in nobody's list yet.
+        if time.monotonic() - self._swept_s >= _SWEEP_S:
+            self._collect_garbage()
 
     async def _insist(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do it, and again after a while as long as this machine lacks something (a full disk): nothing is given up."""
         while True:
             try:
-                return await work()
+                done = await work()
+                self._complaint = ""
+                return done
             except ResourceError as error:
                 self._say(error)
                 await asyncio.sleep(_RETRY_S)
 
+    async def _commit(self, order: BeginMerge, merged: MergeResult) -> None:
+        assert self.hub is not None
+        self.perform(self.hub.merged(order, merged, time.time()))
+
     async def _decide(self, decision: Callable[[], list[Action]]) -> None:
-        self.perform(decision())
+        """Have the hub decide, in one transaction with all that comes at this moment; then carry it out."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inputs.append((decision, done))
+        if len(self._inputs) == 1:
+            asyncio.get_running_loop().call_soon(self._turn)
+        await done
+
+    def _turn(self) -> None:
+        assert self.hub is not None
+        inputs, self._inputs = self._inputs, []
+        outcomes = self.hub.together([decision for decision, _ in inputs])
+        for (_, done), outcome in zip(inputs, outcomes, strict=True):
+            if not isinstance(outcome, Exception):
+                self.perform(outcome)
+            if done.done():  # whoever asked is gone; what it said counts all the same
+                continue
+            if isinstance(outcome, Exception):
+                done.set_exception(outcome)
+            else:
+                done.set_result(None)
 
     def _say(self, error: FedloomError) -> None:
         """Something is wrong with this machine: say it, keep going."""
-        self.message = f"{error.message} {error.hint}".strip()
-        _log.error("%s: %s", error.code, self.message)
+        self._complaint = f"{error.message} {error.hint}".strip()
+        _log.error("%s: %s", error.code, self._complaint)
         self._notify()
 
     def _collect_garbage(self) -> None:
         assert self.hub is not None
         self.blobs.keep_only(self.hub.blobs_in_use(), self.hub.machine.uploads_wanted)
+        self._swept_s = time.monotonic()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -289,18 +331,11 @@ class Daemon:
             self._failure.set_exception(error)
 
     def _notify(self) -> None:
-        if self.hub is not None:
-            self.message = self.hub.machine.waiting_for()
-        task = asyncio.ensure_future(self._notify_all())
-        self._work.add(task)
-        task.add_done_callback(self._finished)
-
-    async def _notify_all(self) -> None:
-        async with self.changed:
-            self.changed.notify_all()
+        """Wake who waits for a change; who begins to wait after this waits for the next one."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def wait_changed(self, timeout_s: float) -> None:
         """Return when something changed, or after the time."""
-        async with self.changed:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), timeout_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout_s)

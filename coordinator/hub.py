@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from coordinator import messages
@@ -70,7 +70,7 @@ class Hub:
         self.guarantee = guarantee(plan)
         self._audited = plan.secure.audited_rounds if plan.secure is not None else 0
         self.presence: dict[str, Presence] = {}
-        self._plan_bytes = plan.canonical()
+        self._plan_bytes, self._plan_hash = plan.canonical(), plan.hash
         self._site_codes: dict[str, set[str]] = {}
         self._federation = federation
         self._budgets = Budgets(store, lambda: self._federation.members, plan.run_id)
@@ -119,6 +119,31 @@ class Hub:
         if known is not None:
             known.heard_s, known.expires_s = now_s, now_s + self.lease_s
         return known
+
+    def together(self, inputs: Iterable[Callable[[], list[Action]]]) -> list[list[Action] | Exception]:
+        """Give several inputs, which become durable in one transaction: a crowd costs no sync for each message.
+
+        Args:
+            inputs: Calls of the methods around here; not of those that say that a merge is done.
+
+        Returns:
+            For each its actions, or what it raised. Where the transaction can't be written, that is what all of them
+            raise that decided anything.
+        """
+        found: list[tuple[list[Action] | Exception, bool]] = []
+        with self._log.held():
+            for decide in inputs:
+                before = self._log.last
+                try:
+                    actions: list[Action] | Exception = decide()
+                except Exception as error:
+                    actions = error
+                found.append((actions, bool(actions) or self._log.last > before))
+        try:
+            self._durable(self._log.flush)
+        except Exception as error:
+            return [error if decided else actions for actions, decided in found]
+        return [actions for actions, _ in found]
 
     def checked(self, check: Check, error: RefusedError | None, now_s: float) -> list[Action]:
         """The update of a :class:`Check` is sound (``error`` is None), or isn't."""
@@ -221,8 +246,7 @@ class Hub:
         """End the run early; what is committed stays."""
         return self._carry(self.machine.stop(now_s), now_s)
 
-    # ---- what services ask
-    # --------------------------------------------------------------------------------------------
+    # ---- what services ask ------------------------------------------------------------------------------------------
 
     def update_size(self) -> int:
         """Bytes of an update, or of a masked update of the open round."""
@@ -257,7 +281,7 @@ class Hub:
             RefusedError: "blob-unknown".
         """
         public = isinstance(self.machine, SecureRounds) and digest in self.machine.public_blobs(self._audited)
-        if not public and not any(digest == item.digest for item in self._log.versions):
+        if not public and digest not in self._log.digests:
             raise RefusedError("blob-unknown", f"{peer} asked for a blob that isn't a version of the model")
 
     def published(self) -> list[Published]:
@@ -275,7 +299,7 @@ class Hub:
 
         Updates are those of open rounds, those that asynchronous rounds correct by, and those that are arriving.
         """
-        keep = {item.digest for item in self._log.versions} | self._log.earlier
+        keep = self._log.digests | self._log.earlier
         keep.update(self._log.versions[-1].state)
         state = self.machine.state
         for current in state.open_rounds():
@@ -313,7 +337,7 @@ class Hub:
             federation=self.plan.federation,
             run_id=self.plan.run_id,
             plan=self._plan_bytes,
-            plan_hash=self.plan.hash,
+            plan_hash=self._plan_hash,
             lease_s=self.lease_s,
         )
         return [Send(peer, pb.FromCoordinator(welcome=welcome)), *self._show_members(peer, known), *self._lease_wake()]
@@ -325,7 +349,7 @@ class Hub:
         return list(sent)
 
     def _ready(self, peer: str, known: Presence, message: pb.Ready, now_s: float) -> list[Action]:
-        if message.plan_hash != self.plan.hash:
+        if message.plan_hash != self._plan_hash:
             raise RefusedError("plan-mismatch", f"{peer} prepared another plan than run {self.plan.run_id}'s")
         if message.manifest_hash.hex() != self.plan.initial.manifest_hash:
             raise RefusedError(
@@ -504,8 +528,12 @@ class Hub:
 
     def _carry(self, decision: Decision, now_s: float, checkpoint: Checkpoint | None = None) -> list[Action]:
         """Store what was decided, then turn the effects into actions."""
+        self._durable(lambda: self._log.append(decision, checkpoint, now_s))
+        return [action for effect in decision.effects for action in self._actions(effect, now_s)]
+
+    def _durable(self, write: Callable[[], None]) -> None:
         try:
-            self._log.append(decision, checkpoint, now_s)
+            write()
         except Exception:
             # The machine is ahead of the disk: fall back to what is on it. Who was present comes back by itself,
             # since every peer's next message, or its lapsed lease, goes through the replayed machine.
@@ -513,7 +541,6 @@ class Hub:
             for name in before.present():
                 self.machine.remember(name, before.away.get(name))
             raise
-        return [action for effect in decision.effects for action in self._actions(effect, now_s)]
 
     def _actions(self, effect: Effect, now_s: float) -> Iterable[Action]:
         if isinstance(effect, IssueTask):
@@ -525,11 +552,13 @@ class Hub:
         elif isinstance(effect, CancelTask):
             yield Send(effect.participant, messages.cancel(effect))
         elif isinstance(effect, AnnounceVersion):
-            for name in sorted(self.machine.present()):
-                yield Send(name, messages.committed(effect))
+            committed = messages.committed(effect)
+            for name in sorted(self.machine.present()) if effect.to is None else effect.to:
+                yield Send(name, committed)
         elif isinstance(effect, AnnounceFinish):
+            finished = messages.finished(self.plan.run_id, effect, self._model())
             for name in sorted(self.machine.present()):
-                yield Send(name, messages.finished(self.plan.run_id, effect, self._model()))
+                yield Send(name, finished)
         elif isinstance(effect, SendStatement):
             statement = pb.Statement(body=effect.statement.body, signature=effect.statement.signature)
             yield Send(effect.participant, pb.FromCoordinator(statement=statement))

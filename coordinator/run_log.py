@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Iterator
 from typing import Protocol
 
 from coordinator.merging.planning import fewest_updates, plan_recipe
@@ -38,6 +40,16 @@ class Federation(Protocol):
         """The coordinator's own."""
 
 
+@dataclasses.dataclass
+class _Waiting:
+    """What is to be stored together; ``keep`` has the attempt whose statements are still needed, once a round ended."""
+
+    rows: list[Transition] = dataclasses.field(default_factory=list)
+    statements: list[StoredStatement] = dataclasses.field(default_factory=list)
+    results: list[StoredResult] = dataclasses.field(default_factory=list)
+    keep: list[bytes] = dataclasses.field(default_factory=list)
+
+
 class RunLog:
     """What the store holds of one run.
 
@@ -49,17 +61,26 @@ class RunLog:
 
     Attributes:
         versions: All committed versions, in order.
+        digests: Theirs.
         earlier: Digests of the versions of other runs.
     """
 
     def __init__(self, store: Store, plan: RunPlan, federation: Federation, *, step_s: float) -> None:
         self.versions: list[Checkpoint] = []
+        self.digests: set[bytes] = set()
         self.earlier: set[bytes] = set()
         self._store = store
         self._plan = plan
         self._federation = federation
         self._step_s = step_s
         self._sequence = 0
+        self._held = False
+        self._waiting = _Waiting()
+
+    @property
+    def last(self) -> int:
+        """The number of the last row, stored or gathered."""
+        return self._sequence
 
     def replay(self) -> SynchronousRounds:
         """The run's machine as the log leaves it.
@@ -69,6 +90,7 @@ class RunLog:
         """
         state, run_id = RunState(), self._plan.run_id
         self.versions = self._store.checkpoints(run_id)
+        self.digests = {item.digest for item in self.versions}
         others = [run.run_id for run in self._store.runs() if run.run_id != run_id]
         self.earlier = {item.digest for other in others for item in self._store.checkpoints(other)}
         if not self.versions:
@@ -113,17 +135,18 @@ class RunLog:
     def append(self, decision: Decision, checkpoint: Checkpoint | None, now_s: float) -> None:
         """Make a decision durable, with the version that it commits; nothing happens for one that decides nothing.
 
+        Inside :meth:`held` it waits for :meth:`flush`, and commits no version.
+
         Raises:
             ResourceError: the disk is full. Nothing of the decision is stored then.
         """
-        rows: list[Transition] = []
-        for fact in decision.facts:
-            kind, body = to_row(fact)
-            rows.append(Transition(sequence=self._sequence + len(rows) + 1, kind=kind, body=body, at_s=now_s))
+        rows = [to_row(fact) for fact in decision.facts]
         if not (rows or decision.records or decision.lines):
             return
-        run_id = self._plan.run_id
-        statements = [
+        for kind, body in rows:
+            self._sequence += 1
+            self._waiting.rows.append(Transition(sequence=self._sequence, kind=kind, body=body, at_s=now_s))
+        self._waiting.statements += [
             StoredStatement(
                 context=context,
                 sender=record.sender,
@@ -133,20 +156,45 @@ class RunLog:
             )
             for context, record in decision.records
         ]
-        results = [
+        self._waiting.results += [
             StoredResult(
                 index=line.index,
-                run_id=run_id,
+                run_id=self._plan.run_id,
                 round=line.round,
                 body=line.statement.body,
                 signature=line.statement.signature,
             )
             for line in decision.lines
         ]
-        self._store.append(run_id, rows, checkpoint, statements=statements, results=results)
-        self._sequence += len(rows)
+        if any(isinstance(fact, VersionCommitted | EvaluationClosed) for fact in decision.facts):
+            self._waiting.keep = [context for context, _ in decision.records][-1:] or [b""]
+        if not self._held:
+            self.flush(checkpoint)
+        elif checkpoint is not None:
+            raise ValueError("a version is committed by itself")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block decisions are gathered for one transaction, which :meth:`flush` writes behind it."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def flush(self, checkpoint: Checkpoint | None = None) -> None:
+        """Store what was gathered, all or nothing.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        waiting, self._waiting = self._waiting, _Waiting()
+        if not (waiting.rows or waiting.statements or waiting.results):
+            return
+        run_id = self._plan.run_id
+        self._store.append(run_id, waiting.rows, checkpoint, statements=waiting.statements, results=waiting.results)
         if checkpoint is not None:
             self.versions.append(checkpoint)
-        if any(isinstance(fact, VersionCommitted | EvaluationClosed) for fact in decision.facts):
-            open_now = [context for context, _ in decision.records]
-            self._store.forget_statements(run_id, keep=open_now[-1] if open_now else b"")
+            self.digests.add(checkpoint.digest)
+        for context in waiting.keep:
+            self._store.forget_statements(run_id, keep=context)

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -21,6 +22,8 @@ from wire.names import is_name
 
 DIGEST_BYTES: Final = 32
 COPY_BYTES: Final = 1 << 20
+
+_DIGEST_NAME: Final = re.compile(rf"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -442,12 +445,12 @@ class BlobStore:
             busy = {part.name for part in self._writers}
         removed = 0
         with disk_errors(self.folder):
-            for path in list(self.folder.iterdir()):
-                digest, *owner = path.name.removesuffix(".part").split(".")
-                if not _is_digest_name(digest) or digest in keep or path.name in busy:
+            for name in os.listdir(self.folder):
+                digest, *owner = name.removesuffix(".part").split(".")
+                if not _DIGEST_NAME.fullmatch(digest) or digest in keep or name in busy:
                     continue
                 if not any(map(owed, owner)):
-                    path.unlink(missing_ok=True)
+                    (self.folder / name).unlink(missing_ok=True)
                     removed += 1
         return removed
 
@@ -495,7 +498,3 @@ def _name(digest: bytes) -> str:
     if len(digest) != DIGEST_BYTES:
         raise RefusedError("blob-unknown", f"a blob's name has 32 bytes, not {len(digest)}")
     return bytes(digest).hex()
-
-
-def _is_digest_name(name: str) -> bool:
-    return len(name) == 2 * DIGEST_BYTES and all(letter in "0123456789abcdef" for letter in name)

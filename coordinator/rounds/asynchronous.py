@@ -234,9 +234,11 @@ class AsyncRounds(Paced):
                 report=dict(report or {}),
             ),
         )
+        # Whoever trains from an older version isn't told: it will hear of the newest one with its next task.
+        names = tuple(merging.done())
         decision.effects.append(
             AnnounceVersion(
-                round=merging.number, version=version, digest=digest, size=size, updates=len(merging.done())
+                round=merging.number, version=version, digest=digest, size=size, updates=len(names), to=names
             )
         )
         self._advance(decision, now_s)

@@ -94,13 +94,14 @@ class CancelTask:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnounceVersion:
-    """A new version is committed: tell everyone."""
+    """A new version is committed: tell ``to``, sorted; None is everyone."""
 
     round: int
     version: int
     digest: str
     size: int
     updates: int
+    to: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def test_times_are_compared_on_the_same_speeds_and_seed() -> None:
     setting = dataclasses.replace(FULL, kinds=("half-normal",), seeds=(0, 1, 2))
     report = Report("asynchrony")
     found = {(WAIT, "half-normal"): [slow, good, never], (CA2FL, "half-normal"): [good, late, never]}
-    add_rows(report, "tuned", found, setting, judged=True)
+    add_rows(report, "tuned", found, setting, (0.80,), judged=True)
     rows = {row.metric: row for row in report.rows if row.case.endswith(CA2FL)}
     assert rows["time to 0.80 / waiting for all, least"].value == 0.5
     assert rows["time to 0.80 / waiting for all, most"].value == 2.0
@@ -115,6 +115,8 @@ def test_each_way_is_tuned_on_seeds_and_pictures_of_their_own_and_a_stopped_benc
     kept = Kept(path, again, Outcome)
     measure(Report("asynchrony"), setting, kept, 1)
     assert again.cases == []
+    assert rows[f"skewed; stragglers; {FEDBUFF}", "never reached 0.70"] == 0
+    assert {case.alpha for case in ready.cases if not case.validated} == {0.5, 0.1}
     draw(setting, kept, tmp_path / "figure.svg")
     drawn = (tmp_path / "figure.svg").read_text()
     assert all(way in drawn for way in (WAIT, DROP, CA2FL, PLAIN, FEDBUFF))

@@ -99,7 +99,7 @@ class Daemon:
         self._masking = Masking(site.folder / MASKS, site.name, store, blobs)
         self._bench = Workbench(site.name, site.config.data, frozenset(site.config.allow))
         self._outgoing: asyncio.Queue[pb.FromParticipant] = asyncio.Queue()
-        self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None
+        self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None  # of the present connection
         self._pushing: set[bytes] = set()  # digests of masked updates on their way
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: set[asyncio.Task[None]] = set()  # those of them that end with their connection
@@ -169,6 +169,7 @@ class Daemon:
                 ending = [*helpers, *self._transfers]
                 for task in ending:
                     task.cancel()
+                self._blob_stub = None
                 await asyncio.gather(*ending, return_exceptions=True)
 
     async def _read(self, call: Any) -> None:
@@ -290,7 +291,9 @@ class Daemon:
     async def _fetch(self, action: Fetch) -> None:
         job = action.job
         stub = self._blob_stub
-        assert stub is not None
+        if stub is None:
+            self._agent.interrupted(job)
+            return
         try:
             self._collect_garbage(keep=job.base_digest)
             await self._patiently(
@@ -364,7 +367,8 @@ class Daemon:
             RefusedError: the coordinator won't have it, or its file is gone.
         """
         stub = self._blob_stub
-        assert stub is not None
+        if stub is None:  # what was masked between two connections is asked for again over the next
+            return False
         if not self._blobs.has(digest):
             raise RefusedError("update-missing", "the update's file is gone from this site's disk")
         try:

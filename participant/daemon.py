@@ -217,7 +217,9 @@ class Daemon:
         await self._welcomed.wait()
         while True:
             await asyncio.sleep(min(_LONGEST_SILENCE_S, self._agent.lease_s / 4))
-            self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
+            # One that would wait behind others, since the coordinator reads slowly, says nothing more than they do.
+            if self._outgoing.empty():
+                self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
 
     async def _renew(self, channel: grpc.aio.Channel) -> None:
         """Get a new certificate for this site's key in good time; the next connection shows it."""

@@ -37,6 +37,9 @@ QUICK = ("cut", "reset", "truncate", "truncate", "delay", "slow", "refuse")
 
 EVERY = (*QUICK, "silence")
 
+EVERY_BYTES = 150_000
+"""Between two faults: about half a version of the model. A site's traffic is 400 kB a round."""
+
 LEASE_S = 60.0
 """Longer than a dead connection takes to be noticed, so that nobody is taken for gone."""
 
@@ -46,13 +49,11 @@ def secure(folder: Path, stages: Stages, nursery: Nursery, rounds: int, lease_s:
     return Networked(folder, made.config, nursery)
 
 
-def run_through(
-    federation: Networked, kinds: Sequence[str], seed: int, *, faults: int, every_s: float, lasts_s: float
-) -> None:
+def run_through(federation: Networked, kinds: Sequence[str], seed: int, *, faults: int, lasts_s: float) -> None:
     """A whole run over links that break, each so many times."""
     federation.start()
     plans = {
-        name: itertools.islice(plan(100 * seed + index, kinds=kinds, every_s=every_s, lasts_s=lasts_s), faults)
+        name: itertools.islice(plan(100 * seed + index, kinds=kinds, every_bytes=EVERY_BYTES, lasts_s=lasts_s), faults)
         for index, name in enumerate(federation.names)
     }
     federation.follow(plans)
@@ -62,6 +63,7 @@ def run_through(
         error.add_note(f"seed {seed}: {federation.said()}")
         raise
     federation.calm()
+    assert all(federation.said().values()), "nothing was broken"
     federation.check_logs()
 
 
@@ -80,9 +82,8 @@ def test_links_that_break_all_the_time_change_nothing_of_a_secure_run(
     tmp_path: Path, stages: Stages, nursery: Nursery
 ) -> None:
     with secure(tmp_path, stages, nursery, 6) as federation:
-        run_through(federation, QUICK, 1, faults=8, every_s=0.4, lasts_s=0.3)
+        run_through(federation, QUICK, 1, faults=8, lasts_s=0.3)
         check_the_same(federation, stages, 6)
-        assert sum(relay.cuts for relay in federation.relays.values()) >= 4
 
 
 @pytest.mark.slow
@@ -92,10 +93,9 @@ def test_each_fault_changes_nothing_of_a_secure_run(
 ) -> None:
     with secure(tmp_path, stages, nursery, 6) as federation:
         # Who goes silent is missed after half a minute, and the next silence would only begin that anew.
-        faults, every_s, lasts_s = (1, 1.0, 5.0) if kind == "silence" else (12, 0.5, 2.0)
-        run_through(federation, (kind,), 2, faults=faults, every_s=every_s, lasts_s=lasts_s)
+        faults, lasts_s = (1, 5.0) if kind == "silence" else (12, 2.0)
+        run_through(federation, (kind,), 2, faults=faults, lasts_s=lasts_s)
         check_the_same(federation, stages, 6)
-        assert all(relay.said for relay in federation.relays.values())
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_all_faults_together_change_nothing_of_a_secure_run(
     tmp_path: Path, stages: Stages, nursery: Nursery, seed: int
 ) -> None:
     with secure(tmp_path, stages, nursery, 20) as federation:
-        run_through(federation, EVERY, seed, faults=20, every_s=0.8, lasts_s=1.5)
+        run_through(federation, EVERY, seed, faults=20, lasts_s=1.5)
         check_the_same(federation, stages, 20)
 
 
@@ -134,7 +134,7 @@ def test_links_that_break_change_nothing_of_what_a_private_run_pays(tmp_path: Pa
     config = configuration(tmp_path, rounds=6, steps=2, min_updates=3, lease_s=LEASE_S, deadline_s=600.0)
     config.write_text(config.read_text() + PRIVACY)
     with Networked(tmp_path, config, nursery) as federation:
-        run_through(federation, QUICK, 5, faults=20, every_s=0.4, lasts_s=0.3)
+        run_through(federation, QUICK, 5, faults=20, lasts_s=0.3)
         end(federation)
     check_run(tmp_path, SITES, 6)
 
@@ -159,7 +159,7 @@ def test_asynchronous_rounds_over_links_that_break_merge_what_their_log_says(
     tmp_path: Path, nursery: Nursery, kinds: Sequence[str], seed: int
 ) -> None:
     with asynchronous(tmp_path, nursery, 40) as federation:
-        run_through(federation, kinds, seed, faults=20, every_s=0.5, lasts_s=1.0)
+        run_through(federation, kinds, seed, faults=20, lasts_s=1.0)
         status = federation.status()
         end(federation)
         assert status["version"] == 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import time
@@ -31,33 +32,83 @@ _OUTBOX: Final = 256
 _SWEEP_S: Final = 1.0
 
 
+# As long as more than so many wait, nothing is read from the peer: its own messages can't fill its outbox.
+_ROOM: Final = 64
+
+# A stream that is to end is cut off so much later, if its peer still hasn't read what was put before.
+_LINGER_S: Final = 10.0
+
 _T = TypeVar("_T")
 
 
 class Outbox:
-    """The messages waiting for one participant's stream."""
+    """The messages waiting for one participant's stream: at most ``_OUTBOX``, and at most so many bytes.
 
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[pb.FromCoordinator | None] = asyncio.Queue()
+    Made by the task that writes the stream.
+
+    Args:
+        most_bytes: Of what may wait. A single message may be larger.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._waiting: collections.deque[pb.FromCoordinator] = collections.deque()
+        self._bytes = 0
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
         self._ended = False
+        self._writer = asyncio.current_task()
+        self._cut: asyncio.TimerHandle | None = None
 
     def put(self, message: pb.FromCoordinator) -> bool:
         """Append a message, unless the stream is to end; False if the peer doesn't keep up."""
         if self._ended:
             return True
-        if self._queue.qsize() >= _OUTBOX:
+        size = message.ByteSize()
+        if self._waiting and (len(self._waiting) >= _OUTBOX or self._bytes + size > self._most_bytes):
             return False
-        self._queue.put_nowait(message)
+        self._waiting.append(message)
+        self._bytes += size
+        self._changed()
         return True
 
     def end(self) -> None:
-        """End the stream behind what was put."""
-        self._ended = True
-        self._queue.put_nowait(None)
+        """End the stream behind what was put; not much later even if the peer reads none of it."""
+        if not self._ended:
+            self._ended = True
+            self._changed()
+            if self._writer is not None:
+                self._cut = asyncio.get_running_loop().call_later(_LINGER_S, self._writer.cancel)
+
+    def closed(self) -> None:
+        """The stream has ended."""
+        if self._cut is not None:
+            self._cut.cancel()
+        self._waiting.clear()
 
     async def get(self) -> pb.FromCoordinator | None:
         """The next message, or None for the end."""
-        return await self._queue.get()
+        while not self._waiting:
+            if self._ended:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        message = self._waiting.popleft()
+        self._bytes -= message.ByteSize()
+        self._changed()
+        return message
+
+    async def room(self) -> None:
+        """Return when the peer has read most of what waits, or the stream is to end."""
+        await self._room.wait()
+
+    def _changed(self) -> None:
+        self._news.set()
+        if self._ended or (len(self._waiting) <= _ROOM and 2 * self._bytes <= self._most_bytes):
+            self._room.set()
+        else:
+            self._room.clear()
 
 
 class Daemon:
@@ -67,9 +118,10 @@ class Daemon:
         store: The coordinator's memory; closed by the caller.
         blobs: Models and updates on disk.
         lease_s: See ``coordinator.hub.Hub``.
+        outbox_bytes: Of messages that may wait for one participant to read them.
     """
 
-    def __init__(self, store: Store, blobs: BlobStore, *, lease_s: float) -> None:
+    def __init__(self, store: Store, blobs: BlobStore, *, lease_s: float, outbox_bytes: int) -> None:
         self.store = store
         self.blobs = blobs
         self.lease_s = lease_s
@@ -81,6 +133,8 @@ class Daemon:
         self._swept_s = -_SWEEP_S
         self._ready = asyncio.Event()
         self._outboxes: dict[str, Outbox] = {}
+        self._outbox_bytes = outbox_bytes
+        self._checks: dict[str, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._work: set[asyncio.Task[None]] = set()
@@ -131,11 +185,12 @@ class Daemon:
             hint = "Is the same participant running twice?"
             older.put(pb.FromCoordinator(rejection=pb.Rejection(code="replaced", message=text, hint=hint)))
             older.end()
-        outbox = self._outboxes[peer] = Outbox()
+        outbox = self._outboxes[peer] = Outbox(self._outbox_bytes)
         return outbox
 
     def detach(self, peer: str, outbox: Outbox) -> None:
         """A stream is closed."""
+        outbox.closed()
         if self._outboxes.get(peer) is outbox:
             del self._outboxes[peer]
             if self.hub is not None:
@@ -147,8 +202,11 @@ class Daemon:
         return peer in self._outboxes
 
     async def receive(self, peer: str, message: pb.FromParticipant) -> None:
-        """A message arrived on a participant's stream."""
+        """A message arrived on a participant's stream. What is read next waits until this returns."""
         hub = await self.opened()
+        if message.WhichOneof("body") == "update_ready" and peer in self._checks:
+            # Checking takes long, so heartbeats pass it. A second update doesn't: it would be a second check.
+            await asyncio.wait({self._checks[peer]})
         await self._decide(lambda: hub.receive(peer, message, time.time()))
 
     # ---- actions ----------------------------------------------------------------------------------------------------
@@ -163,7 +221,7 @@ class Daemon:
             elif isinstance(action, Wake):
                 self._wake_at(action.at_s)
             elif isinstance(action, Check):
-                self._spawn(self._check(action))
+                self._checks[action.peer] = self._spawn(self._check(action))
             elif isinstance(action, Find):
                 self._find(action)
             elif isinstance(action, Unmask):
@@ -203,6 +261,13 @@ class Daemon:
             self._wake_at(time.time() + _RETRY_S)
 
     async def _check(self, check: Check) -> None:
+        try:
+            await self._checked(check)
+        finally:
+            if self._checks.get(check.peer) is asyncio.current_task():
+                del self._checks[check.peer]
+
+    async def _checked(self, check: Check) -> None:
         assert self.hub is not None and self._intake is not None
         hub, digest = self.hub, bytes.fromhex(check.contribution.digest)
         refusal: RefusedError | None = None
@@ -320,10 +385,11 @@ class Daemon:
         self.blobs.keep_only(self.hub.blobs_in_use(), self.hub.machine.uploads_wanted)
         self._swept_s = time.monotonic()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._work.discard(task)

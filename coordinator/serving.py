@@ -20,7 +20,7 @@ from coordinator.hub import Hub
 from coordinator.membership import Membership, open_membership
 from coordinator.metrics import MetricsEndpoint, serve_metrics
 from coordinator.planning import make_plan, next_run_id, run_records, same_run
-from coordinator.services import ControlService, EnrolmentService, NamedErrors, SessionService
+from coordinator.services import ControlService, EnrolmentService, NamedErrors, PeerLimit, SessionService
 from coordinator.services.blob_policy import HubPolicy
 from coordinator.store import Run, open_store
 from protos import blobs_pb2_grpc, control_pb2, control_pb2_grpc, enrolment_pb2_grpc, session_pb2_grpc
@@ -77,8 +77,8 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
     ca, first_run = _authority(config.federation.name, state)
     store = open_store(state / DATABASE)
     blobs = BlobStore(state / BLOBS, reserve_bytes=config.coordinator.reserve_mb << 20)
-    daemon = Daemon(store, blobs, lease_s=config.coordinator.lease_s)
     settings = config.coordinator
+    daemon = Daemon(store, blobs, lease_s=settings.lease_s, outbox_bytes=settings.peer_outbox_mb << 20)
     own = ca.issue_server([settings.host, settings.public_host])
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
@@ -94,7 +94,8 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
             settings.enrolment_port,
             enrolment_credentials(own),
             lambda server: enrolment_pb2_grpc.add_EnrolmentServicer_to_server(newcomers, server),
-            interceptors=[NamedErrors(store)],
+            interceptors=[PeerLimit(settings.peer_calls), NamedErrors(store)],
+            max_calls=settings.max_calls,
         )
         stack.push_async_callback(enrolment.stop, _GRACE_S)
         control = ControlService(
@@ -106,12 +107,24 @@ async def coordinator(config: FederationConfig, state: Path) -> AsyncIterator[Co
         )
 
         def register(server: grpc.aio.Server) -> None:
-            session_pb2_grpc.add_SessionServicer_to_server(SessionService(daemon, ca, certificate_days=days), server)
-            blobs_pb2_grpc.add_BlobsServicer_to_server(BlobService(blobs, HubPolicy(daemon)), server)
+            sessions = SessionService(daemon, ca, certificate_days=days, messages_per_s=settings.peer_messages_per_s)
+            session_pb2_grpc.add_SessionServicer_to_server(sessions, server)
+            transfers = BlobService(
+                blobs,
+                HubPolicy(daemon),
+                quota_bytes=settings.peer_upload_mb << 20,
+                max_transfers=settings.peer_transfers,
+            )
+            blobs_pb2_grpc.add_BlobsServicer_to_server(transfers, server)
             control_pb2_grpc.add_ControlServicer_to_server(control, server)
 
         session = await serve(
-            settings.host, settings.port, server_credentials(own), register, interceptors=[NamedErrors(store)]
+            settings.host,
+            settings.port,
+            server_credentials(own),
+            register,
+            interceptors=[PeerLimit(settings.peer_calls), NamedErrors(store)],
+            max_calls=settings.max_calls,
         )
         stack.push_async_callback(session.stop, _GRACE_S)
         session_address.set_result(join_address(settings.public_host, session.port))

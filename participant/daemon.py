@@ -103,7 +103,7 @@ class Daemon:
         self._masking = Masking(site.folder / MASKS, site.name, store, blobs)
         self._bench = Workbench(site.name, site.config.data, frozenset(site.config.allow))
         self._outgoing: asyncio.Queue[pb.FromParticipant] = asyncio.Queue()
-        self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None
+        self._blob_stub: blobs_pb2_grpc.BlobsAsyncStub | None = None  # of the present connection
         self._pushing: set[bytes] = set()  # digests of masked updates on their way
         self._tasks: set[asyncio.Task[None]] = set()
         self._transfers: set[asyncio.Task[None]] = set()  # those of them that end with their connection
@@ -177,6 +177,7 @@ class Daemon:
                 ending = [*helpers, *self._transfers]
                 for task in ending:
                     task.cancel()
+                self._blob_stub = None
                 await asyncio.gather(*ending, return_exceptions=True)
 
     async def _read(self, call: Any) -> None:
@@ -224,7 +225,9 @@ class Daemon:
         await self._welcomed.wait()
         while True:
             await asyncio.sleep(min(_LONGEST_SILENCE_S, self._agent.lease_s / 4))
-            self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
+            # One that would wait behind others, since the coordinator reads slowly, says nothing more than they do.
+            if self._outgoing.empty():
+                self._perform(self._agent.heartbeat(self._progress.done, self._progress.total))
 
     async def _watch_clock(self) -> None:
         """Keep the site's hours, also while nobody is connected."""
@@ -309,7 +312,9 @@ class Daemon:
     async def _fetch(self, action: Fetch) -> None:
         job = action.job
         stub = self._blob_stub
-        assert stub is not None
+        if stub is None:
+            self._agent.interrupted(job)
+            return
         try:
             self._collect_garbage(keep=job.base_digest)
             if not self._blobs.has(job.base_digest):
@@ -390,7 +395,8 @@ class Daemon:
             ResourceError: "day-over": the site doesn't move so much any more today.
         """
         stub = self._blob_stub
-        assert stub is not None
+        if stub is None:  # what was masked between two connections is asked for again over the next
+            return False
         if not self._blobs.has(digest):
             raise RefusedError("update-missing", "the update's file is gone from this site's disk")
         try:

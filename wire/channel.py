@@ -71,6 +71,8 @@ def server_options() -> _Options:
         ("grpc.so_reuseport", 0),  # a second daemon on the port must fail, not share it
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_concurrent_streams", 128),  # of one connection; its client keeps more to itself
+        ("grpc.server_handshake_timeout_ms", 30_000),
     )
 
 
@@ -143,6 +145,7 @@ async def serve(
     register: Callable[[grpc.aio.Server], None],
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
+    max_calls: int | None = None,
 ) -> Listener:
     """Start a server.
 
@@ -152,6 +155,7 @@ async def serve(
         credentials: From ``wire.tls``.
         register: Adds the services, for example ``lambda server: add_BlobsServicer_to_server(service, server)``.
         interceptors: Of the server, if any.
+        max_calls: At a time; one more is refused with RESOURCE_EXHAUSTED. None: no bound.
 
     Returns:
         The running server with its real port.
@@ -162,7 +166,9 @@ async def serve(
     """
     _check_port(host, port)
     _grpc_log.addFilter(_is_news)
-    server = grpc.aio.server(interceptors=list(interceptors), options=server_options())
+    server = grpc.aio.server(
+        interceptors=list(interceptors), options=server_options(), maximum_concurrent_rpcs=max_calls
+    )
     register(server)
     try:
         bound = server.add_secure_port(join_address(host, port), credentials)

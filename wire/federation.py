@@ -69,10 +69,51 @@ class CoordinatorSection(Frozen):
         description="Days for which a site's certificate is valid; it renews itself before.",
     )
     reserve_mb: int = Field(default=512, ge=0, le=1 << 30, description="Disk space to leave free, in MB.")
+    max_calls: int = Field(
+        default=4_096,
+        ge=16,
+        le=1_000_000,
+        description="Calls at a time on each port. Every connected participant has one all the time. Who comes when "
+        "all are taken tries again later.",
+    )
+    peer_calls: int = Field(
+        default=16, ge=4, le=1_024, description="Calls at a time of one participant, its stream and transfers included."
+    )
+    peer_transfers: int = Field(
+        default=8, ge=1, le=1_024, description="Uploads and downloads at a time of one participant."
+    )
+    peer_upload_mb: int = Field(
+        default=16_384,
+        ge=1,
+        le=1 << 24,
+        description="Size in MB of what one participant may have uploaded in part, all together.",
+    )
+    peer_messages_per_s: float = Field(
+        default=200.0,
+        gt=0.0,
+        le=100_000.0,
+        description="Messages of one participant that are read in a second; one that sends more waits.",
+    )
+    peer_outbox_mb: int = Field(
+        default=16,
+        ge=8,
+        le=4_096,
+        description="Size in MB of the messages that may wait until one participant reads them. With more its stream "
+        "is ended: it connects again and is told what holds then.",
+    )
     initial_model: Path | None = Field(
         default=None,
         description="Checkpoint to begin with, from `fedloom model init`; made at the first start if left out.",
     )
+
+    @model_validator(mode="after")
+    def _a_stream_fits_beside_transfers(self) -> Self:
+        if self.peer_transfers + 2 > self.peer_calls:
+            raise ValueError(
+                f"peer_calls is {self.peer_calls}; beside {self.peer_transfers} peer_transfers it must leave room "
+                f"for a stream and a question: at least {self.peer_transfers + 2}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:

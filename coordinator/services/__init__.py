@@ -2,7 +2,8 @@
 
 from coordinator.services.control import ControlService
 from coordinator.services.enrolment import EnrolmentService
+from coordinator.services.limits import PeerLimit
 from coordinator.services.refusals import NamedErrors
 from coordinator.services.session import SessionService
 
-__all__ = ["ControlService", "EnrolmentService", "NamedErrors", "SessionService"]
+__all__ = ["ControlService", "EnrolmentService", "NamedErrors", "PeerLimit", "SessionService"]

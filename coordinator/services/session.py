@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from coordinator.daemon import Daemon
+from coordinator.daemon import Daemon, Outbox
 from coordinator.services.access import member_of
+from coordinator.services.limits import Bucket
 from protos import session_pb2 as pb
 from protos import session_pb2_grpc
 from wire import FederationCA, Identity, RefusedError, Role, csr_has_key_of
@@ -21,12 +23,21 @@ _log = logging.getLogger("fedloom.coordinator")
 
 
 class SessionService(session_pb2_grpc.SessionServicer):
-    """One stream for each connected participant."""
+    """One stream for each connected participant.
 
-    def __init__(self, daemon: Daemon, ca: FederationCA, *, certificate_days: float) -> None:
+    Args:
+        daemon: Behind it.
+        ca: Signs renewed certificates.
+        certificate_days: For which they are valid.
+        messages_per_s: Of one participant that are handled; one that sends more is read slower.
+    """
+
+    def __init__(self, daemon: Daemon, ca: FederationCA, *, certificate_days: float, messages_per_s: float) -> None:
         self._daemon = daemon
         self._ca = ca
         self._certificate_days = certificate_days
+        self._messages_per_s = messages_per_s
+        self._buckets: weakref.WeakValueDictionary[str, Bucket] = weakref.WeakValueDictionary()
 
     async def Attach(
         self, request_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]
@@ -36,7 +47,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
         peer = member_of(context, daemon.store)
         outbox = daemon.attach(peer)
         _log.info("%s connected from %s", peer, context.peer(), extra={"participant": peer})
-        reader = asyncio.create_task(self._read(peer, request_iterator))
+        reader = asyncio.create_task(self._read(peer, request_iterator, outbox))
         reader.add_done_callback(lambda _: outbox.end())
         try:
             while (message := await outbox.get()) is not None:
@@ -57,8 +68,21 @@ class SessionService(session_pb2_grpc.SessionServicer):
             daemon.detach(peer, outbox)
             _log.info("%s disconnected", peer, extra={"participant": peer})
 
-    async def _read(self, peer: str, request_iterator: Any) -> None:
+    async def _read(self, peer: str, request_iterator: Any, outbox: Outbox) -> None:
+        """Handle one message after the other.
+
+        None is asked for before the last is handled, so that HTTP/2 slows who sends faster: what has been sent lies in
+        the window of its stream, and not in a queue here.
+        """
+        # A new stream of the same peer goes on with the old one's.
+        bucket = self._buckets.setdefault(peer, Bucket(self._messages_per_s))
+        slowed = False
         async for message in request_iterator:
+            await outbox.room()
+            if await bucket.turn() and not slowed:
+                slowed = True
+                text = "%s sends more than %g messages a second; it is read slower"
+                _log.warning(text, peer, self._messages_per_s, extra={"participant": peer})
             await self._daemon.receive(peer, message)
 
     async def Log(

@@ -19,6 +19,7 @@ from participant.site import Site
 from protos import blobs_pb2, blobs_pb2_grpc, control_pb2, control_pb2_grpc, session_pb2_grpc
 from protos import session_pb2 as pb
 from wire import PROTOCOL_VERSION, FederationConfig, RunPlan, Token, client_credentials, connect
+from wire.transfer import GO_KEY
 
 DIMENSION = 50_000
 
@@ -31,15 +32,17 @@ def settings(
     metrics_port: int | None = None,
     port: int = 0,
     asynchronous: bool = False,
+    limits: Mapping[str, object] | None = None,
     **rounds: object,
 ) -> FederationConfig:
-    """A federation of two on free ports; with the public key of a root, that root is apart."""
+    """A federation of two on free ports; with the public key of a root, that root is apart. Limits are for peers."""
     if asynchronous:
         rounds["mode"] = "asynchronous"
     ports = {"port": port, "enrolment_port": 0, "metrics_port": metrics_port}
+    limits = limits or {}
     table = {
         "federation": {"name": "stage", "root": root},
-        "coordinator": {**ports, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0},
+        "coordinator": {**ports, "state": folder / "state", "lease_s": 10.0, "reserve_mb": 0, **limits},
         "aggregation": {"mode": mode},
         "merging": merging or {},
         "rounds": {"count": 1, "min_participants": 2, "min_updates": 2, "evaluate_every": 0, **rounds},
@@ -121,12 +124,13 @@ class Puppet:
         name = digest if digest is not None else hashlib.sha256(content).digest()
         header = blobs_pb2.BlobHeader(digest=name, size=len(content) if size is None else size)
 
-        async def messages() -> AsyncIterator[blobs_pb2.BlobUpload]:
-            yield blobs_pb2.BlobUpload(header=header)
+        call = self.blobs.Upload()
+        await call.write(blobs_pb2.BlobUpload(header=header))
+        if GO_KEY in dict(await call.initial_metadata() or ()):
             for start in range(0, len(content), 1 << 16):
-                yield blobs_pb2.BlobUpload(chunk=content[start : start + (1 << 16)])
-
-        return await self.blobs.Upload(messages())
+                await call.write(blobs_pb2.BlobUpload(chunk=content[start : start + (1 << 16)]))
+            await call.done_writing()
+        return await call
 
     async def announce(self, task_id: str, content: bytes, examples: int = 10) -> None:
         blob = pb.Blob(digest=hashlib.sha256(content).digest(), size=len(content))

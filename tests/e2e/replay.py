@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from coordinator.aggregation import Intake
 from coordinator.aggregation.reveal import map_upload
 from coordinator.auditing import verify_log
 from coordinator.membership import ROOT_PUBLIC
+from coordinator.rounds import AsyncRounds, BeginMerge, RunState, SynchronousRounds
 from coordinator.rounds.facts import AttemptFailed, AttemptOpened, SumRevealed, VersionCommitted, from_row
 from coordinator.serving import BLOBS, CA, DATABASE
 from coordinator.store import Store, open_store
@@ -178,3 +180,41 @@ def _values(path: Path) -> NDArray[np.float32]:
     """A checkpoint's parameters as one vector."""
     header = read_header(path)
     return np.fromfile(path, "<f4", count=header.dimension, offset=header.data_offset)
+
+
+def check_merges(folder: Path) -> int:
+    """Merge anew every buffer of the last run, as its log names it, and compare each version to the bit.
+
+    Args:
+        folder: The federation's, with every blob the coordinator ever had under ``kept`` (``tests.e2e.writes``).
+
+    Returns:
+        How many versions were compared.
+    """
+    store = open_store(folder / "state" / DATABASE)
+    try:
+        run = store.runs()[-1]
+        plan = RunPlan.parse(run.plan)
+        versions = store.checkpoints(run.run_id)
+        facts = [from_row(item.kind, item.body) for item in store.transitions(run.run_id)]
+    finally:
+        store.close()
+    state = RunState()
+    state.digest, state.size = versions[0].digest.hex(), versions[0].size
+    made = 0
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        blobs = BlobStore(Path(scratch))
+        for path in [*(folder / "kept").iterdir(), *(folder / "state" / BLOBS).iterdir()]:
+            if not (blobs.folder / path.name).exists():
+                (blobs.folder / path.name).hardlink_to(path)
+        for fact in facts:
+            if isinstance(fact, VersionCommitted):
+                rounds = AsyncRounds if plan.rounds.asynchronous else SynchronousRounds
+                owed = rounds(run.run_id, plan.rounds, state).resume(0.0).effects
+                (order,) = [effect for effect in owed if isinstance(effect, BeginMerge)]
+                merged = Intake(blobs, plan).merge(order, versions[fact.version - 1])
+                assert merged.digest == versions[fact.version].digest == bytes.fromhex(fact.digest)
+                made += 1
+            state.apply(fact)
+    assert made == len(versions) - 1 == state.version
+    return made

@@ -11,7 +11,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -120,13 +120,6 @@ class Planned(Fragile):
             for death in set(self.deaths.get(name, ())) - self.died():
                 kind, number, _ = death.removeprefix(f"{name}:").rsplit("-", 2)
                 assert int(number) > count[kind], f"{death} hasn't happened"
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    made = Nursery()
-    yield made
-    made.close()
 
 
 class Stage:

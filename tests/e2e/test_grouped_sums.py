@@ -21,13 +21,6 @@ VICTIM = NAMES[4]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    made = Nursery()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def federation(tmp_path: Path, nursery: Nursery) -> Iterator[Fragile]:
     config = configuration(

@@ -51,30 +51,30 @@ class Weather:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One fault of a plan: after a wait, for a while.
+    """One fault of a plan, for a while.
 
     Attributes:
-        wait_s: Since the end of the step before.
+        after_bytes: That came to the relay since the end of the step before: so a fault meets traffic, on any machine.
         kind: ``cut``, ``reset``, ``silence``, ``refuse``, ``delay``, ``slow`` or ``truncate``.
         lasts_s: How long it holds; a ``cut`` and a ``reset`` happen at once.
         directions: Of ``silence``: whose bytes are swallowed. Of ``truncate``: the one whose bytes count.
         amount: Seconds of ``delay`` (as much jitter comes on top), bytes a second of ``slow``, bytes of ``truncate``.
     """
 
-    wait_s: float
+    after_bytes: int
     kind: str
     lasts_s: float = 0.0
     directions: tuple[str, ...] = BOTH
     amount: float = 0.0
 
 
-def plan(seed: int, *, kinds: Sequence[str], every_s: float, lasts_s: float) -> Iterable[Step]:
+def plan(seed: int, *, kinds: Sequence[str], every_bytes: int, lasts_s: float) -> Iterable[Step]:
     """Faults without end, drawn from a seed.
 
     Args:
         seed: Of every draw.
         kinds: To draw from; naming one twice makes it twice as likely.
-        every_s: Mean time between two; each is drawn between half of it and one and a half.
+        every_bytes: Mean traffic between two; each is drawn between half of it and one and a half.
         lasts_s: Longest time that one holds.
     """
     chance = random.Random(seed)
@@ -82,7 +82,7 @@ def plan(seed: int, *, kinds: Sequence[str], every_s: float, lasts_s: float) -> 
     while True:
         kind = chance.choice(kinds)
         yield Step(
-            wait_s=every_s * chance.uniform(0.5, 1.5),
+            after_bytes=int(every_bytes * chance.uniform(0.5, 1.5)),
             kind=kind,
             lasts_s=chance.uniform(0.2, 1.0) * lasts_s,
             directions=chance.choice((BOTH, (UP,), (DOWN,))) if kind == "silence" else (chance.choice(BOTH),),
@@ -143,6 +143,8 @@ class Relay:
         self._counted = BOTH
         self._chance = random.Random(seed)
         self._weather = Weather()
+        self._mark = 0  # of `passed`, at which the next step of a plan is due
+        self._reached = asyncio.Event()
         self._silence: set[str] = set()
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -274,7 +276,9 @@ class Relay:
 
     async def _follow(self, steps: Iterable[Step]) -> None:
         for step in steps:
-            await asyncio.sleep(step.wait_s)
+            self._mark = self.passed + step.after_bytes
+            self._reached.clear()
+            await self._reached.wait()
             self.said.append((round(time.monotonic() - self._began_s, 2), step))
             if step.kind in ("cut", "reset"):
                 self._cut(step.kind == "reset")
@@ -374,6 +378,8 @@ class Relay:
             self.up += length
         else:
             self.down += length
+        if self.passed >= self._mark:
+            self._reached.set()
 
     def _due(self, length: int, direction: str) -> bool:
         if self._left is None or direction not in self._counted:

@@ -7,7 +7,7 @@ from protos import session_pb2 as pb
 
 
 async def test_a_peer_that_does_not_read_is_told_no_more_than_its_outbox_holds() -> None:
-    outbox = Outbox()
+    outbox = Outbox(1 << 20)
     message = pb.FromCoordinator(cancel=pb.Cancel(task_id="t"))
     assert all(outbox.put(message) for _ in range(_OUTBOX))
     assert not outbox.put(message)

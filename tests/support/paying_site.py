@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from participant.actions import Action, Fetch, Push, Say, Work
+from participant.actions import Action, Fetch, Prepare, Push, Say, Work
 from participant.agent import Agent
 from participant.budget import SiteBudget
 from participant.ledger import BudgetLedger
@@ -103,7 +103,7 @@ class PayingSite:
         plan = self.plan
         hello = pb.Welcome(run_id=plan.run_id, plan=plan.canonical(), plan_hash=plan.hash, lease_s=12.0)
         said = self.agent.received(pb.FromCoordinator(welcome=hello))
-        if not any(isinstance(action, Say) for action in said):
+        if isinstance(said[0], Prepare):
             prepared = Prepared(manifest_hash=MANIFEST, examples=RECORDS, privacy=self.privacy)
             said = self.agent.prepared(prepared)
         if self.known is not None and self.privacy is not None:
@@ -170,11 +170,8 @@ def task_id(base: int, attempt: int = 1) -> str:
 
 def outcome(base: int, attempt: int = 1) -> Outcome:
     """What training gives: another update for each task."""
-    return dataclasses.replace(
-        Outcome(examples=10, metrics={"loss": 0.5}, evaluation={}),
-        digest=bytes([attempt, base]) * 16,
-        size=4 * DIMENSION,
-    )
+    digest = bytes([attempt, base]) * 16
+    return Outcome(digest=digest, size=4 * DIMENSION, examples=10, metrics={"loss": 0.5}, evaluation={})
 
 
 def said(actions: list[Action], kind: str) -> list[Any]:

@@ -276,7 +276,7 @@ class Daemon:
 
     def _collect_garbage(self) -> None:
         assert self.hub is not None
-        self.blobs.keep_only(self.hub.blobs_in_use())
+        self.blobs.keep_only(self.hub.blobs_in_use(), self.hub.uploading())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

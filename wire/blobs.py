@@ -416,23 +416,32 @@ class BlobStore:
             writer.replace()
         part.unlink(missing_ok=True)
 
-    def keep_only(self, digests: Iterable[bytes]) -> int:
-        """Remove every other complete blob, and every partial file that nobody writes at.
+    def keep_only(self, digests: Iterable[bytes], owners: Iterable[str] = ()) -> int:
+        """Remove every other blob, also partial ones, unless somebody writes at them.
+
+        Args:
+            digests: Of the blobs to keep, complete or on their way here.
+            owners: Whose partial files are kept, too: of those one each, the newest.
 
         Returns:
             The number of files removed.
         """
         keep = {_name(digest) for digest in digests}
-        with self._lock:
-            busy = {part.name for part in self._writers}
         removed = 0
         with disk_errors(self.folder):
+            with self._lock:
+                keep |= {part.name for part in self._writers}
+            keep |= {f"{name}.part" for name in keep} | {self._newest_part(owner) for owner in owners}
             for path in list(self.folder.iterdir()):
-                stale = path.name.endswith(".part") and not path.name.startswith("local-") and path.name not in busy
-                if stale or (_is_digest_name(path.name) and path.name not in keep):
+                part = path.name.endswith(".part") and not path.name.startswith("local-")
+                if (part or _is_digest_name(path.name)) and path.name not in keep:
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed
+
+    def _newest_part(self, owner: str) -> str:
+        parts = self.folder.glob(f"*.{owner}.part")
+        return max(((path.stat().st_mtime_ns, path.name) for path in parts), default=(0, ""))[1]
 
     def check_room(self, needed: int) -> None:
         """Make sure that ``needed`` bytes fit and the reserve stays free.

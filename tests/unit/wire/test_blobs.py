@@ -210,6 +210,24 @@ def test_garbage_collection(store: BlobStore) -> None:
     assert busy.commit().is_file()
 
 
+def test_garbage_collection_keeps_what_somebody_goes_on_with(store: BlobStore) -> None:
+    def left(digest: bytes, owner: str) -> str:
+        part = store.open_writer(digest, 100, 0, owner)
+        part.write([b"some"])
+        part.close()
+        return f"{digest.hex()}.{owner}.part" if owner else f"{digest.hex()}.part"
+
+    own = left(DIGEST, "")  # a download of a blob that is wanted
+    left(b"o" * 32, "")
+    left(b"p" * 32, "a")
+    newest = left(b"q" * 32, "a")  # a member's upload: one, whatever else it has begun
+    left(DIGEST, "b")
+    os.utime(store.folder / newest, ns=(2 << 62, 2 << 62))
+    assert store.keep_only([DIGEST], owners=["a", "c"]) == 3
+    assert files(store) == sorted([own, newest])
+    assert store.received(DIGEST) == store.received(b"q" * 32, "a") == 4
+
+
 def test_what_a_killed_process_was_making_is_removed_at_the_next_start(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from wire import BlobStore; "

@@ -173,6 +173,17 @@ def test_whoever_is_away_does_not_begin_a_run_and_does_not_count_as_concurrent()
     assert world.merge().step_scale == pytest.approx(2 / 3)
 
 
+def test_a_task_that_became_too_old_is_called_off_when_its_site_connects_again() -> None:
+    world = AsynchronousWorld(min_participants=2, buffer_size=1, count=9, max_staleness=1)
+    world.join("a", "b")
+    for _ in range(2):
+        world.submit("a")
+        world.merge()
+    world.join("b")
+    assert [(item.participant, item.reason) for item in world.cancelled] == [("b", "update-stale")]
+    assert world.in_training() == {"a": 2, "b": 2}
+
+
 # --- secure sums: whole sites ----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from federated import Federation
+
 from participant.actions import Action, Fetch, Prepare, Push, Say, Work
 from participant.agent import Agent
 from participant.budget import SiteBudget
@@ -24,7 +26,7 @@ from wire import AggregationSpec, InitialModel, PrivacySpec, RoundsSpec, RunPlan
 NAME, DATA, RECORDS = "a", "ward", 1_000
 MANIFEST = b"m" * 32
 ROOT = FederationRoot("bench", SigningKey(b"r" * 32))
-KEY = SigningKey(b"a" * 32)
+KEY = Federation("bench").key(NAME)
 MODEL_BYTES, DIMENSION = 100, 5
 
 

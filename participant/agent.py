@@ -339,6 +339,8 @@ class Agent:
         if _has_result(record):
             return actions + self._deliver(record)
         if (refused := self._pay(job, release=False)) is not None:
+            if known is None and job.train:
+                self.schedule.begin(-1)
             return [*actions, refused]
         if self._budget is not None:
             job = self._active = dataclasses.replace(job, history=self._budget.history(job))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,6 +176,7 @@ def status(
 ) -> None:
     """Who this site is in the federation, and what its data were used for."""
     from participant.joining import certified, pinned_by
+    from participant.schedule import Schedule
     from participant.site import JOURNAL, Site
     from participant.store import ParticipantStore
     from privacy.secure_aggregation.identities import key_fingerprint
@@ -183,6 +185,7 @@ def status(
     store = ParticipantStore(site.folder / JOURNAL)
     try:
         tasks = store.history(limit)
+        today = Schedule(site.rules.schedule, store, time.time).today()
     finally:
         store.close()
     members = pinned_by(site)
@@ -211,6 +214,7 @@ def status(
             "members_total": members.count,
             "members_head": members.head.hex(),
         }
+        identity["today"] = today
         _print({**identity, "coordinator": site.config.session_address, "data": site.config.data, "tasks": rows})
         return
     typer.echo(f"{site.name} in federation {site.federation}; certificate valid until {expires}")
@@ -218,6 +222,7 @@ def status(
     typer.echo(f"data         {site.config.data}")
     allowed = "secure sums and plain averaging" if site.config.allow_plain else "secure sums only"
     typer.echo(f"takes part   in runs with {allowed}")
+    typer.echo(f"today        {_today(today)}")
     typer.echo(f"root         {key_fingerprint(site.root)}")
     typer.echo(f"members      {len(members.members())} in {members.count} entries; head {members.head.hex()}")
     state = "certified" if certified(site, members) else "not certified yet"
@@ -230,6 +235,21 @@ def status(
         typer.echo(
             f"  round {row['round']:<4} {row['kind']:<9} {row['state']:<10} {row['examples']:>8} examples  {text}"
         )
+
+
+def _today(today: dict[str, Any]) -> str:
+    """When the site takes tasks, and what is left of its day."""
+    if today["away_until"]:
+        why = {"hours": "", "rounds": ": the day's rounds are done", "bytes": ": the day's bytes are used up"}
+        parts = [f"takes no tasks until {today['away_until']}{why[today['away_reason']]}"]
+    else:
+        parts = [f"takes tasks until {today['open_until']}" if today["open_until"] else "takes tasks"]
+    if today["rounds"] is not None:
+        parts.append(f"{today['rounds_left']} of {today['rounds'] + today['rounds_left']} rounds left")
+    if today["bytes"] is not None:
+        parts.append(f"{today['bytes_left'] / 1e6:.1f} of {(today['bytes'] + today['bytes_left']) / 1e6:.1f} MB left")
+    zone = f" ({today['time_zone']})" if today["away_until"] or today["open_until"] or len(parts) > 1 else ""
+    return "; ".join(parts) + zone
 
 
 def _print(body: dict[str, Any]) -> None:

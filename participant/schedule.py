@@ -84,12 +84,12 @@ class Schedule:
         return Absence(rules.hours.opens_at(rules.hours.midnight(now_s)), reason)
 
     def _too_late(self, closes_s: float, takes_s: float, now_s: float) -> bool:
-        """Whether the next window is the better one for what takes so long; what fits into none is begun in any."""
+        """Whether what takes so long doesn't fit into this window and does into the next; else it is begun."""
         if closes_s >= now_s + takes_s:
             return False
         opens_s = self._rules.hours.opens_at(closes_s)
         next_closes_s = self._rules.hours.open_until(opens_s)
-        return next_closes_s is not None and closes_s - now_s < min(takes_s, (next_closes_s - opens_s) / 2)
+        return next_closes_s is not None and takes_s <= next_closes_s - opens_s
 
     def closed(self) -> bool:
         """Whether no window is open."""

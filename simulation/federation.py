@@ -309,6 +309,7 @@ class Federation:
         self.hub = Hub(self.store, self.plan, self.identities, lease_s=lease_s, now_s=self.clock.now_s)
         self.watch = watch
         self._seen, self._seen_s = (0, 0), self.clock.now_s
+        self._wake_s = math.inf
         self._closed_s = self.clock.now_s  # when an institution was away last
         self.participants = {item.name: _Participant(self, item, folder / item.name) for item in institutions}
         self.adversary = self._adversary(config)
@@ -402,7 +403,18 @@ class Federation:
             elif isinstance(action, Close):
                 self.hub.disconnected(action.peer, self.clock.now_s)
             elif isinstance(action, Wake):
-                self.clock.at(action.at_s, lambda: self._perform(self.hub.tick(self.clock.now_s)))
+                self._wake_at(max(action.at_s, self.clock.now_s))
+
+    def _wake_at(self, at_s: float) -> None:
+        """Call the hub at this time: one wake-up stands, the earliest, as in the daemon."""
+        if at_s < self._wake_s:
+            self._wake_s = at_s
+            self.clock.at(at_s, lambda: self._tick(at_s))
+
+    def _tick(self, at_s: float) -> None:
+        if at_s == self._wake_s:
+            self._wake_s = math.inf
+            self._perform(self.hub.tick(self.clock.now_s))
 
     def _to_participant(self, name: str, message: pb.FromCoordinator) -> None:
         """The network, the other way."""

@@ -113,7 +113,12 @@ class AsyncRounds(Paced):
         decision = Decision()
         pace = self.state.pace
         lapsed = pace.lapsed.get(name)
-        if name in pace.tasks:
+        if name in pace.tasks and (stale := self.refusal(name, self._name(name, pace.tasks[name]))) is not None:
+            # Too old meanwhile: it shall neither go on training it nor pay for it.
+            task = self._name(name, pace.tasks[name])
+            self._end(decision, name, "late", stale.code, stale.message, again=True)
+            decision.effects.append(CancelTask(participant=name, task_id=task, reason=stale.code))
+        elif name in pace.tasks:
             decision.effects.append(self._issue(name, pace.tasks[name]))
         elif lapsed is not None and self._takes(lapsed):
             self._give(decision, name, lapsed.base_version, lapsed.attempt, lapsed.evaluate, now_s)

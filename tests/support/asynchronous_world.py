@@ -56,6 +56,7 @@ class AsynchronousWorld:
         self.log: list[tuple[str, str]] = []
         self.now = 0.0
         self.online: set[str] = set()
+        self.away: dict[str, float] = {}
         self.tasks: dict[str, IssueTask] = {}
         self.issued: list[IssueTask] = []
         self.bases: dict[str, int] = {}  # by task, the version that was the newest when it was first issued
@@ -121,19 +122,41 @@ class AsynchronousWorld:
         self.waiting, self.wakes = [], set()
         self.carry(self.machine.resume(self.now))
         for name in sorted(self.online):
-            self.carry(self.machine.available(name, self.now))
+            self._connect(name)
 
     # ---- people and sites -------------------------------------------------------------------------------------------
 
     def join(self, *names: str) -> None:
         for name in names:
             self.online.add(name)
+            self._connect(name)
+
+    def _connect(self, name: str) -> None:
+        """As the hub does with whoever is ready."""
+        if name not in self.away:
             self.carry(self.machine.available(name, self.now))
+            return
+        self.carry(self.machine.absent(name, self.away[name], "hours", self.now, working=True))
+        self.carry(self.machine.recall(name, self.now))
 
     def gone(self, name: str, outcome: Excuse = "vanished") -> None:
         self.online.discard(name)
+        self.away.pop(name, None)
         self.tasks.pop(name, None)
         self.carry(self.machine.gone(name, outcome, f"{name} is {outcome}", self.now))
+
+    def absent(self, name: str, seconds: float, *, working: bool = False) -> None:
+        """A site says that it takes no tasks for a while."""
+        self.online.add(name)
+        self.away[name] = self.now + seconds
+        if not working:
+            self.tasks.pop(name, None)
+        self.carry(self.machine.absent(name, self.away[name], "hours", self.now, working=working))
+
+    def back(self, name: str) -> None:
+        """It takes tasks again."""
+        self.away.pop(name, None)
+        self.join(name)
 
     def submit(self, name: str, task_id: str = "", *, digest: str = "", examples: int = 10) -> Decision:
         """A site hands in what it has trained for its last task, or for another one."""
@@ -203,5 +226,6 @@ class AsynchronousWorld:
         open_now = state.open_rounds()
         assert len(open_now) <= 2
         for name in state.pace.tasks:
+            assert name not in self.away or self.tasks.get(name), "nobody who is away is given a new task"
             slots = [item.number for item in open_now if name in item.done()]
             assert not slots, "who is in a buffer waits for its version"

@@ -27,10 +27,12 @@ from participant.actions import (
     Fetch,
     Finished,
     MaskUpdate,
+    Pause,
     Prepare,
     Push,
     PushMasked,
     Reconnect,
+    Resume,
     Say,
     Stop,
     Work,
@@ -136,7 +138,7 @@ class Site:
             elif isinstance(action, Stop):
                 self.stopped = action.error
             else:
-                assert isinstance(action, Abandon | Finished | Push)
+                assert isinstance(action, Abandon | Finished | Pause | Push | Resume)
 
     def work(self, job: Job) -> None:
         self._later(lambda: self._worked(job))

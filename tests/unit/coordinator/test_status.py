@@ -44,6 +44,26 @@ def states(shown: pb.Status) -> dict[str, str]:
     return {item.name: item.state for item in shown.participants}
 
 
+def test_it_says_until_when_a_site_is_away_by_its_own_rules(bench: Bench) -> None:
+    bench.ready("a")
+    bench.ready("b")
+    bench.say("a", availability=pb_session.Availability(away_s=3_600.0, reason="hours"))
+    bench.say("b", availability=pb_session.Availability(away_s=3_600.0, reason="rounds", working=True))
+    bench.say("b", progress=pb_session.Progress(stage="training"))
+    shown = {item.name: item for item in view(bench).participants}
+    assert (shown["a"].state, shown["a"].away_until, shown["a"].away_reason) == (
+        "away",
+        "1970-01-01T01:00:00+00:00",
+        "hours",
+    )
+    assert (shown["b"].state, shown["b"].away_reason) == ("training", "rounds")
+    text = text_of(view(bench))
+    assert "away until " in text
+    assert "training, then away until " in text
+    bench.say("a", availability=pb_session.Availability())
+    assert {item.name: item.away_until for item in view(bench).participants}["a"] == ""
+
+
 def test_it_follows_participants_from_invited_to_done(bench: Bench) -> None:
     assert states(view(bench)) == {"a": "away", "b": "away", "c": "invited"}
     bench.check_in("a")

@@ -157,3 +157,42 @@ def test_groups_of_a_buffer_stand_hostile_sites_that_are_always_first(tmp_path: 
     assert {"site-22", "site-23"} <= merged, "the hostile ones take part"
     scores = [scored["accuracy"] for scored in result.record.final.values()]
     assert min(scores) > 0.5
+
+
+def with_hours(settings: Any, **hours: list[str]) -> Any:
+    """The same federation, of which some institutions keep hours."""
+    table = settings.model_dump()
+    for item in table["simulation"]["institutions"]:
+        item["hours"] = hours.get(item["name"].replace("-", "_"))
+    return type(settings).model_validate(table)
+
+
+@pytest.mark.parametrize("mode", ["asynchronous", "synchronous"])
+def test_institutions_that_close_for_the_night_hold_up_nobody(tmp_path: Path, mode: str) -> None:
+    # Virtual time begins on a Sunday at 01:46:40 UTC; a training takes an hour.
+    rounds = {"mode": mode, "count": 6, "min_participants": 2, "min_updates": 2, "evaluate_every": 0}
+    rounds |= {"deadline_s": 5_400.0, **({"buffer_size": 2} if mode == "asynchronous" else {})}
+    settings = config(seconds=[3600.0] * 3, rounds=rounds)
+    closing = with_hours(settings, site_2=["sun 00:00-04:00", "sun 12:00-24:00"])
+    result = run(closing, tmp_path / "one")
+    merged = [{seat.name for seat in item.participants if seat.outcome == "merged"} for item in result.record.rounds]
+    assert len(merged) == 6
+    assert result.record.virtual_seconds <= 6 * 3600.0 + 1.0, "an hour a version at most: nobody waited"
+    assert "site-2" in merged[0] | merged[1]
+    assert "site-2" not in merged[5], "closed"
+    again = run(closing, tmp_path / "again")
+    assert again.digest == result.digest
+
+
+def test_a_federation_whose_institutions_all_sleep_goes_on_in_the_morning(tmp_path: Path) -> None:
+    rounds = {"count": 2, "evaluate_every": 0, "deadline_s": 600.0}
+    night = ["08:00-18:00"]
+    result = run(
+        with_hours(config(rounds=rounds), site_0=night, site_1=night, site_2=["06:00-20:00"]), tmp_path / "one"
+    )
+    assert result.record.virtual_seconds == pytest.approx(6 * 3600 + 13 * 60 + 20 + 2, abs=1.0)
+
+
+def test_hours_that_are_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names the days 'sonntag'"):
+        with_hours(config(), site_0=["sonntag 08:00-18:00"])

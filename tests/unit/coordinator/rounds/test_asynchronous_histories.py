@@ -57,6 +57,16 @@ class Histories(RuleBasedStateMachine):
     def gone(self, index: int, outcome: Excuse) -> None:
         self.world.gone(self._pick(self.world.online, index), outcome)
 
+    @precondition(lambda self: self.world.online)
+    @rule(index=st.integers(0, 5), seconds=st.sampled_from([1.0, 500.0]), working=st.booleans())
+    def absent(self, index: int, seconds: float, working: bool) -> None:
+        self.world.absent(self._pick(self.world.online, index), seconds, working=working)
+
+    @precondition(lambda self: self.world.away)
+    @rule(index=st.integers(0, 5))
+    def back(self, index: int) -> None:
+        self.world.back(self._pick(set(self.world.away), index))
+
     @precondition(lambda self: self.world.tasks)
     @rule(index=st.integers(0, 5))
     def answer(self, index: int) -> None:
@@ -120,6 +130,7 @@ class Histories(RuleBasedStateMachine):
             return
         world = self.world
         world.crash_after = None
+        world.away.clear()
         world.restart()
         world.join(*NAMES)
         for _ in range(400):

@@ -310,10 +310,6 @@ class Hub:
             keep |= self.machine.uploads_held() | self.machine.public_blobs(self._audited)
         return keep
 
-    def uploading(self) -> list[str]:
-        """Whose updates are awaited: what they have begun to upload is kept, so that they can go on with it."""
-        return [name for name in self.machine.pending() if self.machine.uploads_wanted(name)]
-
     def count(self, error: RefusedError, peer: str) -> None:
         """Log a refusal and add it to the counts that ``fedloom coordinator status`` shows."""
         _logger.warning("refused %s: %s: %s", peer, error.code, error.message, extra=self._facts(peer))

@@ -259,13 +259,10 @@ class RoundContext:
     def counted(self, position: int, examples: int) -> int:
         """The examples that a seat's update counts for: fewer where newer versions were made since its base.
 
-        With a staleness of s they are min(examples, weight_cap) / sqrt(1 + s), to the nearest integer and 1 at least
-        (FedBuff's polynomial discount; Nguyen et al. 2022).
+        They are those of :func:`discounted`.
         """
         staleness = self.base_version - self.bases[position].version if self.bases else 0
-        if not staleness:
-            return examples
-        return max(1, round(self.encoding.weight(examples) / math.sqrt(1.0 + staleness)))
+        return discounted(self.encoding.weight(examples), staleness) if staleness else examples
 
     def position(self, name: str) -> int | None:
         """A participant's place in the roster."""
@@ -287,6 +284,17 @@ class RoundContext:
     def set_hash(self, positions: frozenset[int] | tuple[int, ...]) -> bytes:
         """Hash of a set of positions, 32 bytes."""
         return digest(_SET_LABEL, (self.hash, tuple(sorted(positions))))
+
+
+def discounted(weight: int, staleness: int) -> int:
+    """A weight after so many versions: weight / sqrt(1 + staleness), to the nearest integer and 1 at least.
+
+    FedBuff's polynomial discount (Nguyen et al., AISTATS 2022), in the whole numbers that weights are.
+
+    >>> [discounted(100, staleness) for staleness in (0, 1, 3, 99)]
+    [100, 71, 50, 10]
+    """
+    return max(1, round(weight / math.sqrt(1.0 + staleness)))
 
 
 def _row(value: Encoding) -> tuple[object, ...]:

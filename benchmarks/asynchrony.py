@@ -251,7 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there, too")
     parser.add_argument("--figure", type=Path, metavar="PATH", help="draw accuracy over time there (.svg or .png)")
     parser.add_argument("--resume", type=Path, metavar="PATH", help="keep runs in this file; go on from what it holds")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at the same time, each of one thread")
+    parser.add_argument(
+        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at the same time, each of one thread"
+    )
     options = parser.parse_args(arguments)
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # for the processes that are started; each run is one thread

@@ -217,41 +217,46 @@ def row(case: str, metric: str, value: float, unit: str = "", *, target: float |
     return Row(case=case, metric=metric, value=value, unit=unit, better="lower", target=target)
 
 
+_STYLES: Final = {
+    WAIT: ("0.35", "-"),
+    DROP: ("C1", "-"),
+    CA2FL: ("C0", "-"),
+    PLAIN: ("C2", "-"),
+    SECURE: ("C4", ":"),
+    FEDBUFF: ("C3", "--"),
+}
+
+
 def draw(setting: Setting, kept: Kept[Case, Outcome], path: Path) -> None:
-    """Median accuracy over virtual time without tuning, a panel for each kind of speeds."""
+    """Median accuracy over virtual time without tuning: a panel for each kind of speeds, a row for each split."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    styles = {
-        WAIT: ("0.35", "-"),
-        DROP: ("C1", "-"),
-        CA2FL: ("C0", "-"),
-        PLAIN: ("C2", "-"),
-        SECURE: ("C4", ":"),
-        FEDBUFF: ("C3", "--"),
-    }
+    alphas = (ALPHA, SKEWED) if setting.skewed else (ALPHA,)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asynchrony", "font.size": 9}):
-        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-        panels = figure.subplots(1, len(setting.kinds), sharey=True, squeeze=False)[0]
-        for axes, kind in zip(panels, setting.kinds, strict=True):
-            for way, (color, line) in styles.items():
-                found = [kept.run(case) for case in measured(way, kind, setting, None)]
-                longest = min(outcome.times[-1] for outcome in found)
-                at_s = np.linspace(0.0, longest, 200)
+        figure = Figure(figsize=(9.6, 0.8 + 2.6 * len(alphas)), layout="constrained")
+        panels = figure.subplots(len(alphas), len(setting.kinds), sharey="row", squeeze=False)
+        for (row_of, alpha), (column, kind) in itertools.product(enumerate(alphas), enumerate(setting.kinds)):
+            axes = panels[row_of][column]
+            for way, (color, line) in _STYLES.items():
+                found = [kept.run(case) for case in measured(way, kind, setting, None, alpha)]
+                at_s = np.linspace(0.0, min(outcome.times[-1] for outcome in found), 200)
                 # An accuracy holds until the next evaluation; 0.1 is guessing.
                 lines = [
                     np.concatenate([[0.1], outcome.accuracies])[np.searchsorted(outcome.times, at_s, side="right")]
                     for outcome in found
                 ]
                 axes.plot(at_s, np.median(lines, axis=0), color=color, linestyle=line, linewidth=1.3, label=way)
-            axes.axhline(GOALS[0], color="0.6", linewidth=0.7, linestyle=":")
-            axes.set_title(kind)
-            axes.set_xlabel("virtual time (a training: about 1)")
-            axes.set_ylim(0.55, 0.86)
+            axes.axhline((GOALS if alpha == ALPHA else SKEWED_GOALS)[0], color="0.6", linewidth=0.7, linestyle=":")
+            axes.set_title(f"{kind}, Dirichlet({alpha:g})")
+            axes.set_ylim(*((0.55, 0.86) if alpha == ALPHA else (0.4, 0.82)))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("test accuracy, median of the seeds")
-        figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+            if row_of == len(alphas) - 1:
+                axes.set_xlabel("virtual time (a training: about 1)")
+            if not column:
+                axes.set_ylabel("accuracy, median of the seeds")
+        figure.legend(*panels[0][0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -264,7 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there, too")
     parser.add_argument("--figure", type=Path, metavar="PATH", help="draw accuracy over time there (.svg or .png)")
     parser.add_argument("--resume", type=Path, metavar="PATH", help="keep runs in this file; go on from what it holds")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at the same time")
+    parser.add_argument(
+        "--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at the same time, each of one thread"
+    )
     options = parser.parse_args(arguments)
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # for the processes that are started; each run is one thread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -108,7 +109,8 @@ class Process:
     def kill(self) -> None:
         """SIGKILL; nothing if it has ended."""
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):  # of a line that it didn't read any more
+            self.process.communicate()
 
     def memory_bytes(self, key: str = "VmRSS") -> int:
         """What it has resident."""

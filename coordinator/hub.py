@@ -16,6 +16,7 @@ from coordinator import messages
 from coordinator.actions import Action, Check, Close, Find, Merge, Published, Send, Unmask, Wake
 from coordinator.budgets import Budgets
 from coordinator.merging.planning import guarantee
+from coordinator.past import Past
 from coordinator.presence import Presence, announced
 from coordinator.rounds import (
     AnnounceFinish,
@@ -69,6 +70,7 @@ class Hub:
         self.lease_s = lease_s
         self.guarantee = guarantee(plan)
         self._audited = plan.secure.audited_rounds if plan.secure is not None else 0
+        self.past = Past()
         self.presence: dict[str, Presence] = {}
         self._plan_bytes, self._plan_hash = plan.canonical(), plan.hash
         self._site_codes: dict[str, set[str]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.hub import Hub
@@ -25,6 +25,10 @@ RUN_STATES: Final = ("preparing", "waiting", "training", "evaluating", "merging"
 PARTICIPANT_STATES: Final = ("invited", "revoked", "away", "preparing", *STAGES, "done")
 """What a participant may be doing: its place in the roster, in the run, and what it says itself."""
 
+# A message has 4 MiB, and a status is made many times: it has so many rounds, and parts of participants in rounds.
+_ROUNDS: Final = 100
+_SEATS: Final = 4_000
+
 _NUMBERS: Final = ("norm", "share", "weight", "kept_fraction", "score", "distance", "factor")
 
 
@@ -32,6 +36,7 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
     """Everything ``fedloom coordinator status`` shows."""
     state = hub.machine.state
     current = state.open_round()
+    hub.past.follow(state)
     refusals: dict[str, int] = {}
     for (code, _), count in hub.store.refusals().items():
         refusals[code] = refusals.get(code, 0) + count
@@ -44,13 +49,16 @@ def view(hub: Hub, message: str, now_s: float) -> pb.Status:
         version=state.version,
         model=session_pb2.Blob(digest=bytes.fromhex(state.digest), size=state.size),
         participants=_participants(hub, current, now_s),
-        history=[_round(item, now_s) for item in state.rounds],
+        history=[_round(item, now_s) for item in _recent(state.rounds)],
         refusals=refusals,
         message=message,
         visibility=hub.plan.visibility,
         guarantee=hub.guarantee,
         buffer_size=hub.plan.rounds.buffer_size if hub.plan.rounds.asynchronous else 0,
         buffered=_buffered(hub, current),
+        closed_rounds=hub.past.rounds,
+        closed_seconds=hub.past.seconds,
+        staleness=hub.past.staleness if hub.plan.rounds.asynchronous else {},
     )
 
 
@@ -85,6 +93,18 @@ def phase(hub: Hub) -> str:
     if current.sealed:
         return "merging"
     return "training" if current.purpose == "train" else "evaluating"
+
+
+def _recent(rounds: Sequence[Round]) -> list[Round]:
+    """The newest rounds, in order: at least one, and no more than fit."""
+    found: list[Round] = []
+    seats = 0
+    for item in reversed(rounds):
+        seats += len(item.seats)
+        if found and (seats > _SEATS or len(found) == _ROUNDS):
+            break
+        found.append(item)
+    return found[::-1]
 
 
 def _buffered(hub: Hub, current: Round | None) -> int:

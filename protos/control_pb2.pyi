@@ -58,6 +58,26 @@ class Status(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class StalenessEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     FEDERATION_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -73,6 +93,9 @@ class Status(_message.Message):
     GUARANTEE_FIELD_NUMBER: _builtins.int
     BUFFER_SIZE_FIELD_NUMBER: _builtins.int
     BUFFERED_FIELD_NUMBER: _builtins.int
+    CLOSED_ROUNDS_FIELD_NUMBER: _builtins.int
+    CLOSED_SECONDS_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
     ROOT_FIELD_NUMBER: _builtins.int
     federation: _builtins.str
     run_id: _builtins.str
@@ -94,6 +117,10 @@ class Status(_message.Message):
     """asynchronous rounds: updates to a version, K; 0 in synchronous ones"""
     buffered: _builtins.int
     """of these, in the open buffer"""
+    closed_rounds: _builtins.int
+    """of the whole run"""
+    closed_seconds: _builtins.float
+    """from start to commit of each, in all"""
     root: _builtins.str
     """for a person: where the federation root is, and who waits for its signature"""
     @_builtins.property
@@ -101,10 +128,16 @@ class Status(_message.Message):
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParticipantStatus]: ...
     @_builtins.property
-    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundStatus]: ...
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundStatus]:
+        """the newest rounds, at least one; older ones only count in what follows"""
+
     @_builtins.property
     def refusals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """code -> how often"""
+
+    @_builtins.property
+    def staleness(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """asynchronous rounds: versions behind -> updates in a version"""
 
     def __init__(
         self,
@@ -124,11 +157,14 @@ class Status(_message.Message):
         guarantee: _builtins.str = ...,
         buffer_size: _builtins.int = ...,
         buffered: _builtins.int = ...,
+        closed_rounds: _builtins.int = ...,
+        closed_seconds: _builtins.float = ...,
+        staleness: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
         root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_size", b"buffer_size", "buffered", b"buffered", "federation", b"federation", "guarantee", b"guarantee", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "state", b"state", "version", b"version", "visibility", b"visibility"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_size", b"buffer_size", "buffered", b"buffered", "closed_rounds", b"closed_rounds", "closed_seconds", b"closed_seconds", "federation", b"federation", "guarantee", b"guarantee", "history", b"history", "message", b"message", "model", b"model", "participants", b"participants", "refusals", b"refusals", "root", b"root", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "staleness", b"staleness", "state", b"state", "version", b"version", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -213,9 +213,8 @@ def _of_run(status: pb.Status) -> Iterator[_Sample]:
     yield _Sample("rounds_planned", status.rounds)
     yield _Sample("model_version", status.version)
     yield _Sample("model_size_bytes", status.model.size)
-    closed = [item.seconds for item in status.history if item.round != status.round]
-    yield _Sample("round_duration_seconds", len(closed), suffix="_count")
-    yield _Sample("round_duration_seconds", math.fsum(closed), suffix="_sum")
+    yield _Sample("round_duration_seconds", status.closed_rounds, suffix="_count")
+    yield _Sample("round_duration_seconds", status.closed_seconds, suffix="_sum")
     yield _Sample("round_open_seconds", sum(item.seconds for item in status.history if item.round == status.round))
     losses = [item.weighted_loss for item in status.history if not math.isnan(item.weighted_loss)]
     if losses:
@@ -228,13 +227,14 @@ def _of_buffer(status: pb.Status) -> Iterator[_Sample]:
         return
     yield _Sample("buffer_size", status.buffer_size)
     yield _Sample("buffer_updates", status.buffered)
-    ages = [seat.staleness for item in status.history for seat in item.participants if seat.outcome == "merged"]
+    ages = status.staleness
     for bound in _STALENESS:
-        count = sum(age <= bound for age in ages)
+        count = sum(count for age, count in ages.items() if age <= bound)
         yield _Sample("update_staleness_versions", count, suffix="_bucket", bucket=f"{bound:.1f}")
-    yield _Sample("update_staleness_versions", len(ages), suffix="_bucket", bucket="+Inf")
-    yield _Sample("update_staleness_versions", len(ages), suffix="_count")
-    yield _Sample("update_staleness_versions", sum(ages), suffix="_sum")
+    everyone = sum(ages.values())
+    yield _Sample("update_staleness_versions", everyone, suffix="_bucket", bucket="+Inf")
+    yield _Sample("update_staleness_versions", everyone, suffix="_count")
+    yield _Sample("update_staleness_versions", sum(age * count for age, count in ages.items()), suffix="_sum")
 
 
 def _of_participants(status: pb.Status) -> Iterator[_Sample]:

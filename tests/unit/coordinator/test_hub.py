@@ -334,6 +334,72 @@ def test_when_the_log_cannot_be_written_the_hub_falls_back_to_what_is_written(be
     assert sorted(dict(sent(bench.ready("b"), "task"))) == ["a", "b"]
 
 
+class _Counting(_FullDisk):
+    """Counts the transactions that reach the log."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.appended: list[int] = []
+
+    def append(self, run_id: str, rows: list[Transition], checkpoint: Checkpoint | None = None, **more: Any) -> None:
+        super().append(run_id, rows, checkpoint, **more)
+        self.appended.append(len(rows))
+
+
+def _counted(bench: Bench) -> _Counting:
+    disk = _Counting(bench.store)
+    bench.hub = Hub(disk, bench.plan, bench.federation, lease_s=LEASE_S, now_s=0.0)  # type: ignore[arg-type]
+    bench.ready("a")
+    bench.ready("b")
+    disk.appended.clear()
+    return disk
+
+
+def test_what_comes_together_is_one_transaction_and_each_gets_its_own_answer(bench: Bench) -> None:
+    disk = _counted(bench)
+    checks = [bench.update(name, f"bench-1/1.1/{name}")[0] for name in ("a", "b")]
+
+    def fails() -> list[object]:
+        raise KeyError("one input is broken")
+
+    first, broken, second, idle = bench.hub.together(
+        [
+            lambda: bench.hub.checked(checks[0], None, 1.0),  # type: ignore[arg-type]
+            fails,  # type: ignore[list-item]
+            lambda: bench.hub.checked(checks[1], None, 1.0),  # type: ignore[arg-type]
+            lambda: bench.hub.receive("a", pb.FromParticipant(progress=pb.Progress(stage="idle")), 1.0),
+        ]
+    )
+    assert disk.appended == [3], "two updates and the seal of the round"
+    assert isinstance(broken, KeyError)
+    assert isinstance(first, list) and [peer for peer, _ in sent(first, "receipt")] == ["a"]  # type: ignore[arg-type]
+    assert isinstance(second, list) and isinstance(second[-1], Merge)
+    assert idle == []
+    digest = bench.hub.machine.state.open_round()
+    bench.restart()
+    assert bench.hub.machine.state.open_round() == digest, "what was answered is what a restart finds"
+
+
+def test_what_cannot_be_written_together_takes_no_effect_and_nobody_is_answered(bench: Bench) -> None:
+    disk = _counted(bench)
+    checks = [bench.update(name, f"bench-1/1.1/{name}")[0] for name in ("a", "b")]
+    disk.full = True
+    inputs = [
+        lambda: bench.hub.checked(checks[0], None, 1.0),  # type: ignore[arg-type]
+        lambda: bench.hub.checked(checks[1], None, 1.0),  # type: ignore[arg-type]
+        lambda: bench.hub.receive("a", pb.FromParticipant(progress=pb.Progress(stage="idle")), 1.0),
+    ]
+    *lost, idle = bench.hub.together(inputs)
+    assert all(isinstance(item, ResourceError) for item in lost)
+    assert idle == [], "a sign of life needs no disk"
+    current = bench.hub.machine.state.open_round()
+    assert current is not None and current.pending() == ["a", "b"]
+    disk.full = False
+    again = bench.hub.together(inputs)
+    assert isinstance(again[1], list) and isinstance(again[1][-1], Merge)
+    assert disk.appended == [3]
+
+
 # --- the member list --------------------------------------------------------------------------------------------------
 
 

@@ -188,3 +188,22 @@ def test_a_log_of_synchronous_rounds_has_no_tasks_in_flight(tmp_path: Path) -> N
     state: Any = bench.hub.machine.state
     assert state.pace.tasks == {}
     assert bench.hub.machine.pending() == ["b"]
+
+
+def test_a_long_run_shows_its_newest_rounds_and_counts_all_of_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.status._ROUNDS", 2)
+    version(bench, "a", "b")
+    view(bench.hub, "", bench.now)
+    bench.now += 3.0
+    version(bench, "a", "c")
+    shown = view(bench.hub, "", bench.now)
+    assert [item.round for item in shown.history] == [2, 3]
+    assert (shown.closed_rounds, shown.closed_seconds) == (2, 3.0)
+    assert dict(shown.staleness) == {0: 3, 1: 1}, "c trained from version 0"
+    bench.restart()
+    again = view(bench.hub, "", bench.now)
+    assert (again.closed_rounds, dict(again.staleness)) == (2, {0: 3, 1: 1})
+    monkeypatch.setattr("coordinator.status._SEATS", 0)
+    assert [item.round for item in view(bench.hub, "", bench.now).history] == [3], "the round in progress always"

@@ -35,14 +35,15 @@ def status() -> pb.Status:
         warnings=["one", "two"],
     )
     budget = pb.BudgetStatus(spent=1.25, left=2.75, budget=4.0, delta=1e-5, unit="record", round=2)
-    seats = [pb.ParticipantRound(name=f"s{age}", outcome="merged", staleness=age) for age in (0, 1, 1, 7, 60)]
-    seats.append(pb.ParticipantRound(name="late", outcome="refused: update-stale", staleness=9))
     return pb.Status(
         federation="clinics",
         run_id="clinics-1",
         state="training",
         buffer_size=5,
         buffered=2,
+        closed_rounds=2,
+        closed_seconds=24.0,
+        staleness={0: 1, 1: 2, 7: 1, 60: 1},
         round=3,
         rounds=9,
         version=2,
@@ -56,7 +57,7 @@ def status() -> pb.Status:
             pb.ParticipantStatus(name="e", state="invited"),
         ],
         history=[
-            pb.RoundStatus(round=1, version=1, seconds=10.0, weighted_loss=0.5, merge=merge, participants=seats),
+            pb.RoundStatus(round=1, version=1, seconds=10.0, weighted_loss=0.5, merge=merge),
             pb.RoundStatus(round=2, version=2, seconds=14.0, weighted_loss=0.25, merge=merge),
             pb.RoundStatus(round=3, seconds=4.0, weighted_loss=math.nan),
         ],

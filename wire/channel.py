@@ -48,15 +48,16 @@ _grpc_log = logging.getLogger("grpc._cython.cygrpc")
 _Options = tuple[tuple[str, Any], ...]
 
 # Keepalive: a peer from which nothing comes for 10 s is pinged, and given up 20 s later. So a connection that is dead
-# without a word (a silent firewall, a pulled cable) is noticed within 30 s, without any traffic of ours. While data
-# come, however slowly, nobody is given up: gRPC counts them as an answer.
+# without a word (a silent firewall, a pulled cable) is noticed within 30 s, without any traffic of ours. Data that come
+# before the answer count as one, and no other ping is sent while the first is on its way: where that one was lost, its
+# own deadline, of 30 s, ends the connection.
 _COMMON: Final[_Options] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.ping_timeout_ms", 600_000),  # a ping may wait behind data; who is dead is keepalive's to say
+    ("grpc.http2.ping_timeout_ms", 30_000),
     # Left on, gRPC opens a window of 4 MiB for each stream before it has measured anything. On a slow link that much
     # lies in buffers, and heartbeats wait behind it for minutes. Without it the window is 64 KiB, or the message that
     # is waited for: a transfer's chunk, whose size follows the link's speed (``wire.transfer.ChunkSize``).

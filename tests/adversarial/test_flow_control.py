@@ -172,7 +172,7 @@ async def test_the_newest_of_a_peers_streams_is_the_one_that_counts(
     monkeypatch.setattr(coordinator_daemon, "Outbox", Counted)
     async with stage(tmp_path) as live, contextlib.AsyncExitStack() as stack:
         await live.site("many")
-        for number in range(40):
+        for number in range(12):
             channel = await stack.enter_async_context(connect_as(live, "many"))
             attach: Any = session_pb2_grpc.SessionStub(channel).Attach
             call = attach()  # none of them reads

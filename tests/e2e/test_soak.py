@@ -186,7 +186,7 @@ def test_a_federation_that_is_killed_and_cut_off_for_hours_stays_right_and_small
         soak.start()
         soak.follow(
             {
-                name: plan(1_000 * SEED + index, kinds=EVERY, every_bytes=1_000_000, lasts_s=3.0)
+                name: plan(1_000 * SEED + index, kinds=EVERY, every_bytes=3_000_000, lasts_s=3.0)
                 for index, name in enumerate(soak.names)
             }
         )

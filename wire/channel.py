@@ -155,7 +155,8 @@ async def serve(
         credentials: From ``wire.tls``.
         register: Adds the services, for example ``lambda server: add_BlobsServicer_to_server(service, server)``.
         interceptors: Of the server, if any.
-        max_calls: At a time; one more is refused with RESOURCE_EXHAUSTED. None: no bound.
+        max_calls: At a time; one more is refused with RESOURCE_EXHAUSTED. As many connections may be open; one more is
+            closed before its handshake. None: no bound.
 
     Returns:
         The running server with its real port.
@@ -166,9 +167,10 @@ async def serve(
     """
     _check_port(host, port)
     _grpc_log.addFilter(_is_news)
-    server = grpc.aio.server(
-        interceptors=list(interceptors), options=server_options(), maximum_concurrent_rpcs=max_calls
-    )
+    options = server_options()
+    if max_calls is not None:
+        options = (*options, ("grpc.max_allowed_incoming_connections", max_calls))
+    server = grpc.aio.server(interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=max_calls)
     register(server)
     try:
         bound = server.add_secure_port(join_address(host, port), credentials)

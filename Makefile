@@ -18,9 +18,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -qq --constraint constraints.txt
 PEERS := .venv-peers
+MINUTES ?= 120
+SEED ?= 1
 PROTOS := $(wildcard protos/*.proto)
 
-.PHONY: help demo test test-slow test-gpu check lint format types contracts drift protos bench-quick peers wheel lock clean
+.PHONY: help demo test test-slow test-gpu soak check lint format types contracts drift protos bench-quick peers wheel lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -59,6 +61,9 @@ test-slow: $(VENV)/.dev-installed ## run the slow tests
 
 test-gpu: $(VENV)/.dev-installed ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+soak: $(VENV)/.dev-installed ## two hours of a federation with kills and broken links; MINUTES=15 for less, SEED=2 for others
+	@FEDLOOM_SOAK_MINUTES=$(MINUTES) FEDLOOM_SOAK_SEED=$(SEED) $(BIN)/python -m pytest -m soak -s tests/e2e/test_soak.py $(ARGS)
 
 check: lint types contracts drift ## everything CI checks after the tests
 

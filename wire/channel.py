@@ -48,15 +48,16 @@ _grpc_log = logging.getLogger("grpc._cython.cygrpc")
 _Options = tuple[tuple[str, Any], ...]
 
 # Keepalive: a peer from which nothing comes for 10 s is pinged, and given up 20 s later. So a connection that is dead
-# without a word (a silent firewall, a pulled cable) is noticed within 30 s, without any traffic of ours. While data
-# come, however slowly, nobody is given up: gRPC counts them as an answer.
+# without a word (a silent firewall, a pulled cable) is noticed within 30 s, without any traffic of ours. Data that come
+# before the answer count as one, and no other ping is sent while the first is on its way: where that one was lost, its
+# own deadline, of 30 s, ends the connection.
 _COMMON: Final[_Options] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.ping_timeout_ms", 600_000),  # a ping may wait behind data; who is dead is keepalive's to say
+    ("grpc.http2.ping_timeout_ms", 30_000),
     # Left on, gRPC opens a window of 4 MiB for each stream before it has measured anything. On a slow link that much
     # lies in buffers, and heartbeats wait behind it for minutes. Without it the window is 64 KiB, or the message that
     # is waited for: a transfer's chunk, whose size follows the link's speed (``wire.transfer.ChunkSize``).
@@ -155,7 +156,8 @@ async def serve(
         credentials: From ``wire.tls``.
         register: Adds the services, for example ``lambda server: add_BlobsServicer_to_server(service, server)``.
         interceptors: Of the server, if any.
-        max_calls: At a time; one more is refused with RESOURCE_EXHAUSTED. None: no bound.
+        max_calls: At a time; one more is refused with RESOURCE_EXHAUSTED. As many connections may be open; one more is
+            closed before its handshake. None: no bound.
 
     Returns:
         The running server with its real port.
@@ -166,9 +168,10 @@ async def serve(
     """
     _check_port(host, port)
     _grpc_log.addFilter(_is_news)
-    server = grpc.aio.server(
-        interceptors=list(interceptors), options=server_options(), maximum_concurrent_rpcs=max_calls
-    )
+    options = server_options()
+    if max_calls is not None:
+        options = (*options, ("grpc.max_allowed_incoming_connections", max_calls))
+    server = grpc.aio.server(interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=max_calls)
     register(server)
     try:
         bound = server.add_secure_port(join_address(host, port), credentials)

@@ -73,8 +73,8 @@ class CoordinatorSection(Frozen):
         default=4_096,
         ge=16,
         le=1_000_000,
-        description="Calls at a time on each port. Every connected participant has one all the time. Who comes when "
-        "all are taken tries again later.",
+        description="Calls, and connections, at a time on each port. Every connected participant has one of each all "
+        "the time. Who comes when all are taken tries again later.",
     )
     peer_calls: int = Field(
         default=16, ge=4, le=1_024, description="Calls at a time of one participant, its stream and transfers included."

@@ -172,7 +172,7 @@ async def test_the_newest_of_a_peers_streams_is_the_one_that_counts(
     monkeypatch.setattr(coordinator_daemon, "Outbox", Counted)
     async with stage(tmp_path) as live, contextlib.AsyncExitStack() as stack:
         await live.site("many")
-        for number in range(40):
+        for number in range(12):
             channel = await stack.enter_async_context(connect_as(live, "many"))
             attach: Any = session_pb2_grpc.SessionStub(channel).Attach
             call = attach()  # none of them reads
@@ -311,3 +311,31 @@ async def test_a_site_waits_for_room_and_then_takes_part(tmp_path: Path, monkeyp
         assert (merged.outcome, merged.digest) == ("done", digest)
         status: control_pb2.Status = await live.status()
         assert status.version == 1
+
+
+async def said(reader: asyncio.StreamReader) -> bytes:
+    """What the other side says before it ends the connection, one way or the other."""
+    try:
+        return await reader.read(1)
+    except ConnectionError:
+        return b""
+
+
+async def test_connections_beyond_the_limit_are_closed_before_they_say_a_word(tmp_path: Path) -> None:
+    async with stage(tmp_path, limits={"max_calls": 16}) as live, puppets(live, "a", "b") as (a, b):
+        for puppet in (a, b):
+            await puppet.ready()
+        idle = [await asyncio.open_connection("127.0.0.1", live.running.session.port) for _ in range(40)]
+        try:
+            ends = [asyncio.ensure_future(said(reader)) for reader, _ in idle]
+            await until(lambda: sum(end.done() for end in ends) >= 40 - 16)
+            assert not any(end.result() for end in ends if end.done())
+            # Who is there already isn't disturbed.
+            assert (await asyncio.gather(a.deliver(update(0.5)), b.deliver(update(0.25))))[0].accepted
+            assert (await a.hear("run_finished")).version == 1
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+            for _, writer in idle:
+                writer.close()

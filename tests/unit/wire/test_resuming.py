@@ -110,7 +110,7 @@ async def test_over_a_slow_link_chunks_are_small_and_a_heartbeat_passes_between_
 ) -> None:
     steps: list[int] = []
     async with relayed(site, hospital) as (relay, stub):
-        relay.weather(Weather(bytes_per_s=120_000.0))
+        relay.weather(Weather(bytes_per_s=240_000.0))
         data = DATA[:300_000]
         digest = hashlib.sha256(data).digest()
         sending = asyncio.create_task(upload(stub, data, digest, progress=lambda done, _: steps.append(done)))

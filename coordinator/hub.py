@@ -375,7 +375,7 @@ class Hub:
         return told + self._attend(peer, known, now_s)
 
     def _owed(self, peer: str, tasks: Iterable[str], now_s: float) -> list[Action]:
-        """Receipts for what a participant has trained and doesn't know the end of."""
+        """Receipts for the tasks that a participant doesn't know the end of."""
         return [action for task in tasks for action in self._carry(self.machine.became_of(peer, task), now_s)]
 
     def _attend(self, peer: str, known: Presence, now_s: float) -> list[Action]:

@@ -20,20 +20,19 @@ from participant.actions import (
     Action,
     Fetch,
     Finished,
-    Pause,
     Prepare,
     Push,
     Reconnect,
-    Resume,
     Say,
     Stop,
     Work,
 )
 from participant.admission import admitted
+from participant.attendance import Attendance
 from participant.budget import SiteBudget
 from participant.membership import PinnedMembers
 from participant.rules import SiteRules
-from participant.schedule import DAY_OVER, Absence, Schedule, round_bytes
+from participant.schedule import DAY_OVER, Schedule
 from participant.secure import SecureSums
 from participant.store import ParticipantStore, TaskRecord, TaskState
 from participant.work import Job, Outcome, Prepared
@@ -90,11 +89,7 @@ class Agent:
         self._rules = rules
         self._budget = budget
         self._accounts = Accounts(store, budget, self.secure.published)
-        self._clock = clock
-        self._said: tuple[Absence, bool] | None = None  # when it is away, and whether it goes on with its task
-        self._paused = False
-        self._began_s = 0.0
-        self._trained_s = 0.0  # what the last training took
+        self._attendance = Attendance(self.schedule, clock)
         self._store = store
         self._software = software
         self._plan: RunPlan | None = None
@@ -112,7 +107,7 @@ class Agent:
     def connected(self) -> list[Action]:
         """A stream is open."""
         self._stage = self._stage if self._active is not None else "idle"
-        self._said = None
+        self._attendance.connected()
         self._accounts.connected()
         known = self.members.list.count
         check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, software=self._software, members=known)
@@ -176,15 +171,14 @@ class Agent:
         if job != self._active:
             return []
         self._stage = "training" if job.train else "evaluating"
-        self._began_s = self._clock()
+        self._attendance.began()
         return [Work(job), *self.tick()]
 
     def worked(self, job: Job, outcome: Outcome) -> list[Action]:
         """The job is done; from here on the result survives any crash."""
         if job != self._active:
             return []
-        if not self._paused:
-            self._trained_s = self._clock() - self._began_s
+        self._attendance.worked()
         record = self._store.trained(
             job.task_id,
             update_digest=outcome.digest,
@@ -283,9 +277,7 @@ class Agent:
             plan_hash=self._plan.hash,
             manifest_hash=self._prepared.manifest_hash,
             examples=0 if self._summed() else self._prepared.examples,
-            owed=[item.task_id for item in self._store.open_tasks(self._plan.run_id) if _has_result(item)][
-                -_MOST_OWED:
-            ],
+            owed=[item.task_id for item in self._store.open_tasks(self._plan.run_id)][-_MOST_OWED:],
         )
         said: list[Action] = [*self._say_absence(), Say(pb.FromParticipant(ready=ready))]
         return said + self.secure.offer() if self._summed() else said
@@ -300,7 +292,7 @@ class Agent:
                 record = self._store.get(message.task_id)
                 if record is not None and _has_result(record):
                     return self._deliver(record)
-                return self._say_absence(again=True) if self._paused else []
+                return self._say_absence(again=True) if self._attendance.paused else []
             actions.append(Abandon(self._active.task_id))
             self._settle(self._active.task_id, accepted=False, code="superseded")
         job = Job(
@@ -320,7 +312,7 @@ class Agent:
             text = "this run is private, and its plan doesn't let sites tell scores on held-out records"
             return [_declined(job.task_id, "scores-private", text)]
         known = self._store.get(job.task_id)
-        if (known is None or not _has_result(known)) and self._absence() is not None:
+        if (known is None or not _has_result(known)) and self._attendance.absence(self._plan) is not None:
             # What isn't trained isn't begun. A secure sum may still keep shares of others here.
             self._put_down()
             self.secure.begin(job, self._plan)
@@ -392,7 +384,10 @@ class Agent:
             _log.info("task %s was accepted", message.task_id)
         else:
             _log.warning("task %s was not accepted: %s: %s", message.task_id, message.code, message.message)
+        in_training = message.task_id == self.task_id and not _has_result(record)
         self._settle(message.task_id, accepted=message.accepted, code=message.code)
+        if in_training:
+            return [Abandon(message.task_id)]  # nobody wants it: it shall not be paid for
         # Also where this task isn't in hand any more: the journal knows it, and a restart may have come between.
         return self._accounts.taken(message.task_id) if message.accepted and _has_result(record) else []
 
@@ -412,10 +407,13 @@ class Agent:
 
     def _put_down(self) -> None:
         """No task is in hand any more."""
-        self._active, self._paused, self._stage = None, False, "idle"
+        self._active, self._stage = None, "idle"
+        self._attendance.put_down()
 
     def _finished(self, message: pb.RunFinished) -> list[Action]:
         """Nobody wants anything more of this run; what was only reserved for it is free."""
+        if self._prepared is None:
+            return []  # what the run has cost isn't known yet; who is ready is told again
         actions: list[Action] = [Abandon(self.task_id)] if self._active is not None else []
         for record in self._store.open_tasks(message.run_id):
             self._settle(record.task_id, accepted=False, code="run-over")
@@ -427,15 +425,8 @@ class Agent:
         """Time passes: see whether the site's own rules say something else than before. Call it every few seconds."""
         if self._plan is None or self._prepared is None:
             return []
-        actions: list[Action] = []
-        job = self._active
-        stops = self.schedule.pauses and self.schedule.closed()
-        if job is not None and stops != self._paused and self._stage in ("training", "evaluating"):
-            self._paused = stops
-            # What a training takes is measured without its pauses.
-            self._began_s = self._clock() - self._began_s
-            actions.append(Pause(job.task_id) if stops else Resume(job.task_id))
-        return actions + self._say_absence()
+        working = self._active is not None and self._stage in ("training", "evaluating")
+        return (self._attendance.hold(self.task_id) if working else []) + self._say_absence()
 
     def postponed(self, task_id: str) -> list[Action]:
         """A transfer of this task would take more than is left of the day; the coordinator may ask again tomorrow."""
@@ -443,25 +434,9 @@ class Agent:
             self._put_down()
         return self._say_absence(again=True)
 
-    def _absence(self) -> Absence | None:
-        assert self._plan is not None
-        # In a secure sum all wait for each other: who would have to stop in the middle doesn't begin.
-        takes_s = self._trained_s if self.schedule.pauses and self._summed() else 0.0
-        return self.schedule.absence(round_bytes(self._plan), takes_s)
-
     def _say_absence(self, *, again: bool = False) -> list[Action]:
-        """Say when the site takes tasks, if that has changed; ``again`` also where it is away as before."""
-        absence = self._absence()
-        said = None if absence is None else (absence, self._active is not None and not self._paused)
-        if said == self._said and not (again and said is not None):
-            return []
-        self._said = said
-        if absence is None or said is None:
-            return [Say(pb.FromParticipant(availability=pb.Availability()))]
-        away_s = max(1.0, absence.until_s - self._clock())
-        _log.info("takes no tasks for %.0f s (%s)", away_s, absence.reason)
-        message = pb.Availability(away_s=away_s, reason=absence.reason, working=said[1])
-        return [Say(pb.FromParticipant(availability=message))]
+        assert self._plan is not None
+        return self._attendance.say(self._plan, busy=self._active is not None, again=again)
 
 
 def _has_result(record: TaskRecord) -> bool:

@@ -424,7 +424,7 @@ class Ready(_message.Message):
     """records in its training set; 0 under secure aggregation, which doesn't tell"""
     @_builtins.property
     def owed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """tasks of this run with a result whose end it doesn't know; at most 256"""
+        """tasks of this run whose end it doesn't know; at most 256"""
 
     def __init__(
         self,

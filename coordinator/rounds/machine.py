@@ -132,9 +132,9 @@ class SynchronousRounds:
         return decision
 
     def became_of(self, name: str, task_id: str) -> Decision:
-        """What became of a task whose end a participant doesn't know; nothing while its result is awaited."""
+        """What became of a task whose end a participant doesn't know; nothing while its result may be awaited."""
         decision = Decision()
-        if not self.expects(name, task_id):
+        if not self.expects(name, task_id) and not self._may_return(name, task_id):
             self._receipt_again(decision, name, task_id, None)
         return decision
 
@@ -355,9 +355,11 @@ class SynchronousRounds:
                 if self._short(current):
                     self._ask_idle(decision, current)
                 else:
+                    self._call_off(decision, current)
                     self._record(decision, RoundSealed(round=current.number))
                     decision.effects.append(self._merge_order(current))
                 return
+            self._call_off(decision, current)
             self._record(decision, EvaluationClosed(round=current.number, closed_s=now_s))
         if self.state.trained_rounds() < self.spec.count:
             self._open(decision, "train", now_s)
@@ -505,6 +507,21 @@ class SynchronousRounds:
         seat = current.seats[name]
         number = current.number if seat.base_version is None else seat.base_version + 1
         return task_id(self.run_id, number, seat.attempt, name)
+
+    def _may_return(self, name: str, task: str) -> bool:
+        """Whether this task of one who was taken for gone, or is away, would be asked for again."""
+        current = self.state.open_round()
+        seat = current.seats.get(name) if current is not None and not current.sealed else None
+        if current is None or seat is None or seat.outcome not in ("vanished", "left", "away"):
+            return False
+        return task == task_id(self.run_id, current.number, seat.attempt, name)
+
+    def _call_off(self, decision: Decision, current: Round) -> None:
+        """The round closes without who is away: what they have paused is of no more use, and shall cost nothing."""
+        for name, seat in sorted(current.seats.items()):
+            if seat.outcome == "away" and name in self._available:
+                task = self._task(current, name).task_id
+                decision.effects.append(CancelTask(participant=name, task_id=task, reason="late"))
 
     def _holds(self, current: Round, name: str, task: str) -> bool:
         if not self._is_pending(current, name):

@@ -33,6 +33,13 @@ class Paced(SynchronousRounds):
             "buffer_size.",
         )
 
+    def _may_return(self, name: str, task: str) -> bool:
+        """Whether this task of one who was taken for gone, or is away, would be asked for again."""
+        if self._scoring():
+            return super()._may_return(name, task)
+        lapsed = self.state.pace.lapsed.get(name)
+        return lapsed is not None and self._name(name, lapsed) == task and self._takes(lapsed)
+
     # ---- inside ---------------------------------------------------------------------------------------------------
 
     def _scoring(self) -> bool:

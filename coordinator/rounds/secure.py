@@ -511,6 +511,7 @@ class SecureRounds(SynchronousRounds):
                     code, message = ATOM_INCOMPLETE, "it was ready, but another one of its atom wasn't"
                 self._excuse(decision, current, name, "late", code, message)
                 decision.effects.append(CancelTask(participant=name, task_id=task, reason="late"))
+        self._call_off(decision, current)
         if current.purpose == "train":
             self._record(decision, RoundSealed(round=current.number))
             decision.effects.append(self._merge_order(current))

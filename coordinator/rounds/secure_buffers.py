@@ -161,7 +161,7 @@ class SecureBuffers(SecureRounds, Paced):
         if self.state.rounds and self.state.finished is None:
             for name, task in sorted(self.state.pace.tasks.items()):
                 if task.closes_s <= now_s:
-                    self._call_off(decision, name, "late", "the task's deadline passed", "deadline")
+                    self._drop(decision, name, "late", "the task's deadline passed", "deadline")
             if self.attempt is not None:
                 self._take(decision, self.attempt.tick(now_s), now_s)
         self._advance(decision, now_s)
@@ -177,7 +177,7 @@ class SecureBuffers(SecureRounds, Paced):
         last = self.state.version + 1 == self.spec.count and self.state.finished is None
         if merged is not None and merged.number == order.round and last:
             for name in sorted({*self.state.pace.tasks, *self.state.pace.trained}):
-                self._call_off(over, name, "late", _NO_MORE, "late")
+                self._drop(over, name, "late", _NO_MORE, "late")
         decision = super().committed(order, digest, size, now_s, report)
         decision.facts = over.facts + decision.facts
         decision.effects = over.effects + decision.effects
@@ -206,13 +206,18 @@ class SecureBuffers(SecureRounds, Paced):
         """Whose results are awaited, sorted."""
         return super().pending() if self._scoring() else sorted(self.state.pace.tasks)
 
+    def expects(self, name: str, task_id: str) -> bool:
+        """Whether a result of this participant for this task is still wanted, or waits to be summed."""
+        waited = self._in_flight(name, task_id) or self._holds_trained(name, task_id)
+        return waited or (self._scoring() and super().expects(name, task_id))
+
     # ---- inside: tasks ----------------------------------------------------------------------------------------------
 
     def _holds_trained(self, name: str, identifier: str) -> bool:
         task = self.state.pace.trained.get(name)
         return task is not None and self._name(name, task) == identifier
 
-    def _call_off(self, decision: Decision, name: str, code: str, message: str, reason: str) -> None:
+    def _drop(self, decision: Decision, name: str, code: str, message: str, reason: str) -> None:
         """End a participant's task, trained or not; it may get another one."""
         pace = self.state.pace
         task = pace.tasks.get(name) or pace.trained[name]
@@ -236,7 +241,7 @@ class SecureBuffers(SecureRounds, Paced):
         busy = self.attempt.context.names if self.attempt is not None else ()
         for name, task in sorted(self.state.pace.trained.items()):
             if name not in busy and self._staleness(task) > self.spec.max_staleness:
-                self._call_off(decision, name, STALE, f"{self._staleness(task)} versions behind", STALE)
+                self._drop(decision, name, STALE, f"{self._staleness(task)} versions behind", STALE)
         for name in self._idle(current):
             last = self.state.pace.last.get(name)
             attempt = last.attempt + 1 if last is not None and last.base_version == self.state.version else 1
@@ -296,7 +301,7 @@ class SecureBuffers(SecureRounds, Paced):
         )
         for name in spent:
             if name in self.state.pace.trained:
-                self._call_off(decision, name, _MAY_BE_REVEALED, "its update may be known in a sum", _MAY_BE_REVEALED)
+                self._drop(decision, name, _MAY_BE_REVEALED, "its update may be known in a sum", _MAY_BE_REVEALED)
         self._advance(decision, now_s)
 
     # ---- inside: the end of a sum -----------------------------------------------------------------------------------

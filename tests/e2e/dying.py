@@ -4,11 +4,12 @@
 the second that a new interpreter needs. It reads one JSON object a line:
 
     {"arguments": ["participant", "run", ...], "folder": where, "log": file, "deaths": ["masked-2-after", ...],
-     "attack": "", "writes": ""}
+     "attack": "", "writes": "", "name": "site-1", "company": ["coordinator"]}
 
 and answers ``{"started": pid}``; when a process ends it says ``{"ended": pid, "status": n}``, negative for a signal. At
-the end of its input it kills what still runs. It writes no core dump and takes no signal itself. With an attack the
-site is hostile (``tests.e2e.hostile``).
+the end of its input it kills what still runs. Who dies of one of its deaths takes its ``company`` along, if it runs:
+a SIGKILL within some milliseconds, whatever that process is at. It writes no core dump and takes no signal itself. With
+an attack the site is hostile (``tests.e2e.hostile``).
 
 A death ``step-round-moment`` is a SIGKILL to oneself, once: *before* the step of that round is on the disk, or *after*
 it is, and then before anything follows from it: no statement is sent, no work begun. Steps of a participant are the
@@ -60,6 +61,7 @@ class Fuse:
         for mark in due:
             mark.touch()
         if due:
+            (self._folder / f"burnt-{os.getpid()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -172,6 +174,18 @@ def _start(order: dict[str, Any]) -> int:
     os._exit(code)
 
 
+def _end_company(pid: int, order: dict[str, Any], running: dict[int, dict[str, Any]]) -> None:
+    """Kill those that a process takes along when it has died of one of its deaths."""
+    mark = Path(order["log"]).parent / f"burnt-{pid}"
+    if not mark.exists():
+        return
+    mark.unlink()
+    for other, its in running.items():
+        if its["log"] != order["log"] and its["name"] in order["company"]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+
+
 def _say(**message: int) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
@@ -185,7 +199,7 @@ def main() -> None:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork of a process with threads may hang"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    running: set[int] = set()
+    running: dict[int, dict[str, Any]] = {}
     pending = b""
     while True:
         ready, _, _ = select.select([0], [], [], 0.02)
@@ -195,13 +209,14 @@ def main() -> None:
                 break
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                pid = _start(json.loads(line))
-                running.add(pid)
+                order = json.loads(line)
+                pid = _start(order)
+                running[pid] = order
                 _say(started=pid)
         for pid in list(running):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                running.discard(pid)
+                _end_company(pid, running.pop(pid), running)
                 _say(ended=pid, status=os.waitstatus_to_exitcode(status))
     for pid in running:
         with contextlib.suppress(ProcessLookupError):

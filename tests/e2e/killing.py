@@ -54,10 +54,13 @@ class Nursery:
         *,
         attack: str = "",
         writes: str = "",
+        name: str = "",
+        company: Iterable[str] = (),
     ) -> Life:
         """Run a ``fedloom`` command with its output in ``log``, by an operator who is hostile if there is an attack.
 
-        With ``writes`` its durable writes are numbered under that name (``tests.e2e.writes``).
+        With ``writes`` its durable writes are numbered under that name (``tests.e2e.writes``). When it dies of one of
+        its deaths, the processes named in ``company`` are killed as well.
         """
         order = {
             "arguments": list(arguments),
@@ -66,6 +69,8 @@ class Nursery:
             "deaths": list(deaths),
             "attack": attack,
             "writes": writes,
+            "name": name,
+            "company": list(company),
         }
         assert self._process.stdin is not None
         with self._news:
@@ -128,8 +133,8 @@ class Life:
 class Fragile(Deployment):
     """A federation on loopback, of four sites unless others are named.
 
-    ``deaths`` says at which steps a process kills itself, ``attacks`` which sites are hostile, and how. Of those in
-    ``numbered`` every durable write is a step.
+    ``deaths`` says at which steps a process kills itself, ``company`` who is killed with it, ``attacks`` which sites
+    are hostile, and how. Of those in ``numbered`` every durable write is a step.
     """
 
     def __init__(self, folder: Path, config: Path, nursery: Nursery, names: Sequence[str] = SITES) -> None:
@@ -139,6 +144,7 @@ class Fragile(Deployment):
         self.deaths: dict[str, list[str]] = {}
         self.attacks: dict[str, str] = {}
         self.numbered: set[str] = set()
+        self.company: dict[str, list[str]] = {}
         self._channel: grpc.Channel | None = None
 
     def __exit__(self, *_: object) -> None:
@@ -191,6 +197,8 @@ class Fragile(Deployment):
             self.deaths.get(name, ()),
             attack=self.attacks.get(name, ""),
             writes=name if name in self.numbered else "",
+            name=name,
+            company=self.company.get(name, ()),
         )
 
     def start(self) -> None:

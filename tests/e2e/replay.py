@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def check_run(folder: Path, names: Sequence[str], rounds: int) -> None:
         rounds: Of the run.
     """
     state = folder / "state"
-    _bring_back(folder)
+    keep_blobs(folder)
     store = open_store(state / DATABASE)
     try:
         (run,) = store.runs()
@@ -79,11 +80,16 @@ def check_run(folder: Path, names: Sequence[str], rounds: int) -> None:
         _check_site(folder / name, mine, plan.privacy.epsilon, signed.get(name))
 
 
-def check_charged(folder: Path, name: str) -> None:
-    """While a site is dead: whatever of its updates the coordinator has, masked as it is, its ledger has charged.
+def keep_blobs(folder: Path) -> None:
+    """Put every blob that the coordinator ever had back in its place."""
+    for path in (folder / "kept").iterdir():
+        place = folder / "state" / BLOBS / path.name
+        if not place.exists():
+            place.hardlink_to(path)
 
-    Only files are read, and the ledger's are copied first: opening them would bring its write-ahead log in.
-    """
+
+def check_charged(folder: Path, name: str) -> None:
+    """While a site is dead: whatever of its updates the coordinator has, masked as it is, its ledger has charged."""
     store = open_store(folder / "state" / DATABASE)
     try:
         runs = store.runs()
@@ -96,15 +102,23 @@ def check_charged(folder: Path, name: str) -> None:
                 had.add(number)
     finally:
         store.close()
+    lines = ledger_lines(folder, name)
+    charged = {line["task"] for line in lines if line["kind"] == "charge"}
+    paid = {line["round"] for line in lines if line["kind"] == "reserve" and line["task"] in charged}
+    assert had <= paid, f"{name}: an update of round {had - paid} has left and isn't charged"
+
+
+def ledger_lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of a dead site's ledger.
+
+    Only files are read, and they are copied first: opening them would bring the write-ahead log in.
+    """
     with tempfile.TemporaryDirectory() as image:
         for path in (folder / name).glob(f"{LEDGER}*"):
             shutil.copy(path, image)
         with contextlib.closing(sqlite3.connect(Path(image) / LEDGER)) as ledger:
             present = ledger.execute("SELECT name FROM sqlite_master WHERE name = 'lines'").fetchall()
-            lines = [unpack(row[0]) for row in ledger.execute("SELECT body FROM lines")] if present else []
-    charged = {line["task"] for line in lines if line["kind"] == "charge"}
-    paid = {line["round"] for line in lines if line["kind"] == "reserve" and line["task"] in charged}
-    assert had <= paid, f"{name}: an update of round {had - paid} has left and isn't charged"
+            return [unpack(row[0]) for row in ledger.execute("SELECT body FROM lines")] if present else []
 
 
 def _check_site(home: Path, mine: Sequence[int], limit: float, told: SignedReceipt | None) -> None:
@@ -152,7 +166,7 @@ def _check_model(
     members = MemberList.verify(FederationCA.load(state / CA).federation, root, store.member_entries())
     first = store.checkpoint(run_id, 0)
     assert first is not None
-    model = _values(blobs.path(first.digest))
+    model = values(blobs.path(first.digest))
     stored = store.results()
     chain = verify_chain([Signed(item.body, item.signature) for item in stored], members)
     merged = {item.round for item in sums}
@@ -173,12 +187,12 @@ def _check_model(
         mean = np.concatenate([part.copy() for part in mean_slices(order.context, total, said.weight)])
         assert np.array_equal(mean, np.fromfile(blobs.path(bytes.fromhex(revealed.digest)), "<f4"))
         model = (model.astype(np.float64) + mean).astype(np.float32)
-        assert np.array_equal(model, _values(blobs.path(bytes.fromhex(version.digest)))), f"version {version.version}"
+        assert np.array_equal(model, values(blobs.path(bytes.fromhex(version.digest)))), f"version {version.version}"
     last = store.checkpoint(run_id)
     assert last is not None and last.digest.hex() == versions[-1].digest
 
 
-def _values(path: Path) -> NDArray[np.float32]:
+def values(path: Path) -> NDArray[np.float32]:
     """A checkpoint's parameters as one vector."""
     header = read_header(path)
     return np.fromfile(path, "<f4", count=header.dimension, offset=header.data_offset)
@@ -193,7 +207,7 @@ def check_sums(folder: Path) -> int:
     Returns:
         How many versions were compared.
     """
-    _bring_back(folder)
+    keep_blobs(folder)
     store = open_store(folder / "state" / DATABASE)
     try:
         run = store.runs()[-1]
@@ -205,14 +219,6 @@ def check_sums(folder: Path) -> int:
     finally:
         store.close()
     return len(versions)
-
-
-def _bring_back(folder: Path) -> None:
-    """Blobs that were garbage to the coordinator are what a run is recomputed from."""
-    blobs = folder / "state" / BLOBS
-    for path in (folder / "kept").iterdir():
-        if not (blobs / path.name).exists():
-            (blobs / path.name).hardlink_to(path)
 
 
 def check_merges(folder: Path) -> int:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -24,6 +25,7 @@ from protos import control_pb2
 from tests.e2e.deployment import configuration
 from tests.e2e.killing import SITES, Fragile, Nursery
 from tests.e2e.replay import check_charged, check_run
+from tests.e2e.replay_asynchronous import check_asynchronous, check_update_charged
 from tests.e2e.writes import bypassed, numbered, written
 from wire import UnreachableError
 
@@ -33,6 +35,8 @@ VICTIM = SITES[1]
 COORDINATOR = "coordinator"
 WATCHED = (COORDINATOR, VICTIM)
 ROUNDS = 3
+VERSIONS = 5
+"""Of the asynchronous federation."""
 
 RUNS = 14
 """Over so many runs the whole plan is dealt out: each process dies about twenty times in each."""
@@ -45,12 +49,28 @@ MOMENTS = ("before", "after")
 Plan = Mapping[str, Sequence[str]]
 """Of each process its deaths, as ``tests.e2e.writes`` names them."""
 
+COMMON: dict[str, Any] = {"rounds": ROUNDS, "steps": 2, "lease_s": 60.0, "deadline_s": 600.0}
+
 LIMITS = {
     'time_zone = ""': 'time_zone = "UTC"',
     "max_rounds_a_day = 0": "max_rounds_a_day = 1000",
     "max_bytes_a_day = 0": "max_bytes_a_day = 1_000_000_000",
 }
 """A site that dies counts its days, so that each of its tables is written to."""
+
+SOME_ASYNCHRONOUS: Plan = {
+    COORDINATOR: [
+        f"{COORDINATOR}:+transitions(UpdateBuffered)-2-after",
+        f"{COORDINATOR}:+transitions(VersionCommitted)-1-before",
+        f"{COORDINATOR}:+budgets-1-before",
+    ],
+    VICTIM: [
+        f"{VICTIM}:+lines(charge)-1-after",
+        f"{VICTIM}:~tasks(trained)-1-before",
+        f"{VICTIM}:~tasks(receipted)-1-after",
+    ],
+}
+"""Deaths at which a site could pay twice or lose what it paid for, and the coordinator merge twice or forget."""
 
 PRIVACY = """
 [privacy]
@@ -66,13 +86,25 @@ class Planned(Fragile):
     """A private federation of which some processes die around writes of the plan, by number."""
 
     def __init__(self, folder: Path, nursery: Nursery, initial: Path | None) -> None:
-        config = configuration(folder, rounds=ROUNDS, steps=2, min_updates=3, lease_s=60.0, deadline_s=600.0)
+        config = configuration(folder, **{**COMMON, **self.settings()})
         text = config.read_text() + PRIVACY
         if initial is not None:
             text = text.replace("\nlease_s", f'\ninitial_model = "{initial}"\nlease_s')
         config.write_text(text)
         super().__init__(folder, config, nursery)
         self.numbered = set(WATCHED)
+
+    def settings(self) -> dict[str, Any]:
+        """Of the federation."""
+        return {"min_updates": 3}
+
+    def check(self) -> None:
+        """What has to be true at the end."""
+        check_run(self.folder, SITES, ROUNDS)
+
+    def check_dead(self, name: str) -> None:
+        """What has to be true of a site while it is dead."""
+        check_charged(self.folder, name)
 
     def run_through(self, plan: Plan) -> None:
         """Die around these writes, start again each time, and end with nobody running."""
@@ -126,7 +158,7 @@ class Planned(Fragile):
                 continue
             running = True
             if name in self.numbered and process.poll() is not None:
-                check_charged(self.folder, name)
+                self.check_dead(name)
             self.revive(name)
         return not running and self.finished()
 
@@ -140,28 +172,54 @@ class Planned(Fragile):
                 assert int(number) > count[kind], f"{death} hasn't happened"
 
 
+class PlannedAsynchronous(Planned):
+    """The same with asynchronous rounds and plain averaging: two updates make a version, whoever they are from."""
+
+    def settings(self) -> dict[str, Any]:
+        pace = 'mode = "asynchronous"\nbuffer_size = 2\ncorrection = "none"\nevaluate_every = 0'
+        plain = {"aggregation": "plain", "merging": 'rule = "mean"'}
+        return {"rounds": VERSIONS, "min_updates": 2, "pace": pace, **plain}
+
+    def check(self) -> None:
+        check_asynchronous(self.folder, SITES, VERSIONS)
+
+    def check_dead(self, name: str) -> None:
+        check_update_charged(self.folder, name)
+
+    async def join_one(self, name: str, token: str) -> None:
+        await super().join_one(name, token)
+        path = self.home(name) / "participant.toml"
+        path.write_text(path.read_text().replace("allow_plain = false", "allow_plain = true"))
+
+
 class Stage:
     """A run in which nobody dies, and others from the same first model."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
+    def __init__(self, folder: Path, nursery: Nursery, kind: type[Planned] = Planned) -> None:
         self._nursery = nursery
-        self._initial = folder / "initial.safetensors"
-        with Planned(folder, nursery, None) as made:
-            made.run_once("model", "init", "--config", str(made.config), "--out", str(self._initial), "--seed", "11")
+        self._kind = kind
+        self.initial = folder / "initial.safetensors"
+        with kind(folder, nursery, None) as made:
+            made.run_once("model", "init", "--config", str(made.config), "--out", str(self.initial), "--seed", "11")
         self.unkilled = self.run(folder, {})
         self.every = {name: deaths_of(numbered(folder, name), name) for name in WATCHED}
 
-    def run(self, folder: Path, plan: Plan) -> Planned:
-        """A whole run under a plan, and everything checked that has to be true behind it."""
-        with Planned(folder, self._nursery, self._initial) as federation:
+    def run(self, folder: Path, plan: Plan, *, together: bool = False) -> Planned:
+        """A whole run under a plan, and everything checked that has to be true behind it.
+
+        With ``together`` the coordinator and the site die at about the same time, whichever of them the death is of.
+        """
+        with self._kind(folder, self._nursery, self.initial) as federation:
+            if together:
+                federation.company = {COORDINATOR: [VICTIM], VICTIM: [COORDINATOR]}
             federation.run_through(plan)
         federation.check_plan()
-        check_run(folder, SITES, ROUNDS)
+        federation.check()
         return federation
 
-    def whole_plan(self) -> list[Plan]:
+    def whole_plan(self, runs: int = RUNS) -> list[Plan]:
         """Plans that together kill on either side of every write; neighbours are in different runs."""
-        return [{name: deaths[first::RUNS] for name, deaths in self.every.items()} for first in range(RUNS)]
+        return [{name: deaths[first::runs] for name, deaths in self.every.items()} for first in range(runs)]
 
 
 def deaths_of(count: Counter[str], name: str) -> list[str]:
@@ -203,6 +261,54 @@ def test_processes_killed_around_some_of_their_writes_lose_nothing_and_pay_once(
     chance = random.Random(6)
     federation = stage.run(tmp_path, {name: chance.sample(stage.every[name], SAMPLED) for name in WATCHED})
     assert len(federation.died()) >= SAMPLED
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_site_and_the_coordinator_that_die_together_lose_nothing_and_pay_once(
+    tmp_path_factory: pytest.TempPathFactory, stage: Stage
+) -> None:
+    died: set[str] = set()
+    for plan in stage.whole_plan():
+        died |= stage.run(tmp_path_factory.mktemp("together"), plan, together=True).died()
+    assert len(died) > len(stage.every[COORDINATOR]) // 2
+
+
+# --- asynchronous rounds ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paced(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return Stage(tmp_path_factory.mktemp("paced"), nursery, PlannedAsynchronous)
+
+
+def test_asynchronous_rounds_make_every_version_once_and_pay_once_whoever_dies_with_whom(
+    tmp_path: Path, nursery: Nursery, stage: Stage
+) -> None:
+    with PlannedAsynchronous(tmp_path, nursery, stage.initial) as federation:
+        federation.company = {COORDINATOR: [VICTIM], VICTIM: [COORDINATOR]}
+        federation.run_through(SOME_ASYNCHRONOUS)
+    died = federation.died()
+    assert set(SOME_ASYNCHRONOUS[COORDINATOR]) <= died
+    # While it is dead the others go on: its last ones may find the run over.
+    assert len(died.intersection(SOME_ASYNCHRONOUS[VICTIM])) >= 1
+    federation.check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("together", [False, True])
+def test_asynchronous_rounds_killed_around_every_write_make_every_version_once_and_pay_once(
+    tmp_path_factory: pytest.TempPathFactory, paced: Stage, together: bool
+) -> None:
+    died: set[str] = set()
+    for plan in paced.whole_plan(RUNS // 2):  # they have half as many writes
+        died |= paced.run(tmp_path_factory.mktemp("paced"), plan, together=together).died()
+    # Which rows a run has depends on who comes when; but somebody has died on either side of each kind.
+    every = {death for name in WATCHED for death in paced.every[name]}
+    some = {re.sub(r"-\d+-", "-", death) for death in died}
+    missed = {death for death in every - died if re.sub(r"-\d+-", "-", death) not in some}
+    assert len(missed) <= len(every) // 20, missed
 
 
 @pytest.mark.slow

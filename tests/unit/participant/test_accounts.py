@@ -135,6 +135,26 @@ def test_a_coordinator_that_dies_at_the_end_is_shown_the_receipt_by_the_next_con
     assert isinstance(site.keeps(message)[0], Finished)
 
 
+def test_an_end_that_comes_before_the_run_is_prepared_again_waits_for_that(site: PayingSite) -> None:
+    site.hands_in()
+    site.restart()
+    site.agent.connected()
+    assert site.finishes() == []
+    (message,) = said(site.ready(), "budget")
+    assert site.finishes() == []
+    assert isinstance(site.keeps(message)[0], Finished)
+    assert site.phase() is Phase.CHARGED
+
+
+def test_what_nobody_wants_any_more_is_not_trained_to_the_end(site: PayingSite) -> None:
+    """As the coordinator answers when a site asks what became of the task in hand."""
+    site.asked()
+    (ready,) = said(site.ready(), "ready")
+    assert list(ready.owed) == [task_id(0)]
+    assert site.receipt(code="task-closed") == [Abandon(task_id(0))]
+    assert (site.state(), site.phase()) == (TaskState.DROPPED, Phase.RETURNED)
+
+
 def test_a_receipt_that_is_refused_does_not_hold_up_the_end(site: PayingSite) -> None:
     site.hands_in()
     site.receipt()

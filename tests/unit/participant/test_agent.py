@@ -250,6 +250,7 @@ def test_a_task_that_contradicts_the_journal_is_declined(site: Site) -> None:
 
 
 def test_rejection_and_the_end_of_the_run_are_passed_on(site: Site) -> None:
+    site.ready()
     said_no = pb.Rejection(code="participant-revoked", message="a was revoked", hint="ask")
     (stop,) = site.agent.received(pb.FromCoordinator(rejection=said_no))
     assert isinstance(stop, Stop)

@@ -9,7 +9,16 @@ import pytest
 from asynchronous_world import AsynchronousWorld
 from sites_world import SitesWorld
 
-from coordinator.rounds import BeginMerge, CancelTask, Contribution, Decision, IssueTask, RunState, SynchronousRounds
+from coordinator.rounds import (
+    BeginMerge,
+    CancelTask,
+    Contribution,
+    Decision,
+    IssueTask,
+    RunState,
+    SendReceipt,
+    SynchronousRounds,
+)
 from coordinator.rounds.tasks import task_id
 from participant.rules import ScheduleRules, SiteRules
 from wire import OpeningHours, RoundsSpec
@@ -89,7 +98,14 @@ def test_the_round_closes_without_who_paused_as_soon_as_all_others_are_there() -
     run.machine.absent("b", 1_000.0, "hours", 10.0, working=False)
     run.machine.available("c", 11.0)
     run.submit("a", 1, 12.0)
-    assert any(isinstance(item, BeginMerge) for item in run.submit("c", 1, 13.0).effects)
+    assert run.machine.became_of("b", "run/1.1/b").effects == [], "it may still be wanted"
+    decision = run.submit("c", 1, 13.0)
+    assert any(isinstance(item, BeginMerge) for item in decision.effects)
+    # What b has paused is of no more use: it is told, and pays nothing for it.
+    assert [item.participant for item in decision.effects if isinstance(item, CancelTask)] == ["b"]
+    (receipt,) = run.machine.became_of("b", "run/1.1/b").effects
+    assert isinstance(receipt, SendReceipt)
+    assert (receipt.accepted, receipt.code) == (False, "task-closed")
 
 
 def test_who_goes_on_working_is_waited_for_and_gets_no_further_seat() -> None:
@@ -140,6 +156,7 @@ def test_an_asynchronous_run_gives_no_task_to_who_is_away_and_the_same_one_when_
     world.submit("a")
     world.merge()
     assert world.in_training() == {"a": 1}
+    assert world.machine.became_of("b", first.task_id).effects == [], "it gets the same task again"
     world.back("b")
     assert world.tasks["b"].task_id == first.task_id
     assert world.in_training() == {"a": 1, "b": 0}

@@ -134,7 +134,7 @@ class Daemon:
         self._ready = asyncio.Event()
         self._outboxes: dict[str, Outbox] = {}
         self._outbox_bytes = outbox_bytes
-        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._checks: dict[str, tuple[Check, asyncio.Task[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._work: set[asyncio.Task[None]] = set()
@@ -205,8 +205,14 @@ class Daemon:
         """A message arrived on a participant's stream. What is read next waits until this returns."""
         hub = await self.opened()
         if message.WhichOneof("body") == "update_ready" and peer in self._checks:
-            # Checking takes long, so heartbeats pass it. A second update doesn't: it would be a second check.
-            await asyncio.wait({self._checks[peer]})
+            # Checking takes long, so heartbeats pass it. What is said again meanwhile has its answer coming; another
+            # update waits, since it would be a second check.
+            check, checking = self._checks[peer]
+            said = message.update_ready
+            if (said.task_id, said.update.digest.hex()) == (check.task_id, check.contribution.digest):
+                hub.heard(peer, time.time())
+                return
+            await asyncio.wait({checking})
         await self._decide(lambda: hub.receive(peer, message, time.time()))
 
     # ---- actions ----------------------------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ class Daemon:
             elif isinstance(action, Wake):
                 self._wake_at(action.at_s)
             elif isinstance(action, Check):
-                self._checks[action.peer] = self._spawn(self._check(action))
+                self._checks[action.peer] = (action, self._spawn(self._check(action)))
             elif isinstance(action, Find):
                 self._find(action)
             elif isinstance(action, Unmask):
@@ -264,7 +270,7 @@ class Daemon:
         try:
             await self._checked(check)
         finally:
-            if self._checks.get(check.peer) is asyncio.current_task():
+            if (latest := self._checks.get(check.peer)) is not None and latest[0] is check:
                 del self._checks[check.peer]
 
     async def _checked(self, check: Check) -> None:

@@ -127,18 +127,21 @@ class Daemon:
         retry_s = _FIRST_RETRY_S
         while True:
             before = self.connections
+            reason: FedloomError | None = None
             try:
                 await self._connection()
             except grpc.aio.AioRpcError as error:
                 reason = await self._explain(error_from(error))
                 if isinstance(reason, RefusedError):
                     raise reason from None
-                _log.warning("%s; trying again in %.1f s", reason.message, retry_s)
             if self._end.done():
                 return self._end.result()
             retry_s = _FIRST_RETRY_S if self.connections > before else min(2 * retry_s, _LAST_RETRY_S)
             # Sites that lost the same coordinator shouldn't all come back in the same moment.
-            await asyncio.sleep(retry_s * random.uniform(0.5, 1.5))
+            pause_s = retry_s * random.uniform(0.5, 1.5)
+            if reason is not None:
+                _log.warning("%s; trying again in %.1f s", reason.message, pause_s)
+            await asyncio.sleep(pause_s)
 
     async def close(self) -> None:
         """Stop working: what is trained is in the journal."""

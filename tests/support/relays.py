@@ -328,7 +328,7 @@ class Relay:
     ) -> None:
         """What comes from one side, due when the weather lets it arrive."""
         try:
-            while data := await self._loop.sock_recv(source, self._piece()):
+            while data := await self._loop.sock_recv(source, self._piece(direction)):
                 self._count(len(data), direction)
                 if self._seen is not None:
                     self._seen.extend(data)
@@ -368,10 +368,11 @@ class Relay:
                 await asyncio.Event().wait()
             link.cut(reset=False)
 
-    def _piece(self) -> int:
-        """Bytes to read at a time: on a slow link a twentieth of a second's."""
-        rate = self._weather.bytes_per_s
-        return _PIECE_BYTES if not rate else max(1, min(_PIECE_BYTES, int(rate / 20)))
+    def _piece(self, direction: str) -> int:
+        """Bytes to read at a time: on a slow link a twentieth of a second's, and none behind a cut that is due."""
+        rate, left = self._weather.bytes_per_s, self._left
+        most = _PIECE_BYTES if not rate else min(_PIECE_BYTES, int(rate / 20))
+        return max(1, most if left is None or direction not in self._counted else min(most, left))
 
     def _count(self, length: int, direction: str) -> None:
         if direction == UP:

@@ -240,7 +240,7 @@ def draw(setting: Setting, kept: Kept[Case, Outcome], path: Path) -> None:
             axes = panels[row_of][column]
             for way, (color, line) in _STYLES.items():
                 found = [kept.run(case) for case in measured(way, kind, setting, None, alpha)]
-                at_s = np.linspace(0.0, min(outcome.times[-1] for outcome in found), 200)
+                at_s = np.linspace(0.0, min(outcome.times[-1] for outcome in found), 80)
                 # An accuracy holds until the next evaluation; 0.1 is guessing.
                 lines = [
                     np.concatenate([[0.1], outcome.accuracies])[np.searchsorted(outcome.times, at_s, side="right")]

@@ -368,16 +368,15 @@ class Daemon:
 
     def _turn(self) -> None:
         assert self.hub is not None
-        inputs, self._inputs = self._inputs, []
+        # A stream that has ended meanwhile has said nothing more.
+        inputs = [(decision, done) for decision, done in self._inputs if not done.cancelled()]
+        self._inputs.clear()
         outcomes = self.hub.together([decision for decision, _ in inputs])
         for (_, done), outcome in zip(inputs, outcomes, strict=True):
-            if not isinstance(outcome, Exception):
-                self.perform(outcome)
-            if done.done():  # whoever asked is gone; what it said counts all the same
-                continue
             if isinstance(outcome, Exception):
                 done.set_exception(outcome)
             else:
+                self.perform(outcome)
                 done.set_result(None)
 
     def _say(self, error: FedloomError) -> None:

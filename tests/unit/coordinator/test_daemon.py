@@ -87,3 +87,20 @@ async def test_who_waits_for_a_change_is_woken_by_the_next_one(daemon: Daemon) -
     await come(daemon, SITES[0])
     await asyncio.gather(*waiting)
     assert "1 of at least 2" in daemon.message
+
+
+async def test_a_stream_that_ends_has_said_nothing_more_and_is_not_refused_for_it(daemon: Daemon) -> None:
+    await come(daemon, SITES[0])
+    outbox = daemon.attach(SITES[1])
+    check_in = pb.FromParticipant(check_in=pb.CheckIn(protocol_version=PROTOCOL_VERSION))
+    await daemon.receive(SITES[1], check_in)
+    ready = pb.FromParticipant(ready=pb.Ready(plan_hash=bytes(32)))  # which would be refused
+    said = asyncio.create_task(daemon.receive(SITES[1], ready))
+    await asyncio.sleep(0)
+    said.cancel()
+    daemon.detach(SITES[1], outbox)
+    with pytest.raises(asyncio.CancelledError):
+        await said
+    await come(daemon, SITES[1])
+    assert daemon.store.refusals() == {}
+    assert daemon.connected(SITES[1])

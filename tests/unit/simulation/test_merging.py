@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from simulation.merging import rule_of
-from wire import MergingSpec, PrivacySpec, SecureSpec
+from wire import MergingSpec, PrivacySpec, RoundsSpec, SecureSpec
 
 ROWS = np.random.default_rng(0).normal(0.0, 0.01, (4, 30)).astype(np.float32)
 EXAMPLES = [40, 10, 30, 5_000]
 
 
 def plan(secure: SecureSpec | None) -> Any:
-    return types.SimpleNamespace(secure=secure, merging=MergingSpec(rule="mean"), privacy=PrivacySpec())
+    rounds = RoundsSpec()
+    return types.SimpleNamespace(secure=secure, merging=MergingSpec(rule="mean"), privacy=PrivacySpec(), rounds=rounds)
 
 
 def test_plain_averaging_weighs_by_examples() -> None:

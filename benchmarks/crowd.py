@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +42,7 @@ class Pace:
             is in it has heard of it.
         receipts_s: Seconds from an update's announcement to its receipt.
         cpu: The coordinator's processor time, in cores.
-        refused: Refusals that participants were told.
+        refused: Refusals that participants were told, by code.
     """
 
     updates_per_s: float
@@ -50,7 +51,7 @@ class Pace:
     sealed_s: list[float]
     receipts_s: list[float]
     cpu: float
-    refused: int
+    refused: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,7 @@ class Watched:
             sealed_s=[heard[version] - at_s for version, at_s in sealed.items() if version in heard],
             receipts_s=[value for report in reports for value in report["receipts_s"]],
             cpu=cpu / took,
-            refused=sum(sum(report["refused"].values()) for report in reports),
+            refused=dict(sum((Counter(report["refused"]) for report in reports), Counter())),
         )
 
     def _look(self) -> tuple[int, int, dict[int, float], list[int]]:

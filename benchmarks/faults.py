@@ -91,7 +91,8 @@ def crowd_rows(found: crowd.Found, setting: Setting) -> list[Row]:
             row(own, "sealed to announced, p99", quantile(pace.sealed_s, 0.99), "s"),
             row(own, "update announced to receipt, p99", quantile(pace.receipts_s, 0.99), "s"),
             row(own, "coordinator's processor time", pace.cpu, "cores"),
-            row(own, "refused", pace.refused),
+            row(own, "refused", sum(pace.refused.values())),
+            *(row(own, f"refused as {code}", count) for code, count in sorted(pace.refused.items())),
         ]
     return rows
 

@@ -43,25 +43,26 @@ class Log:
         self._names = [f"site-{index:04d}" for index in range(participants)]
         self._tasks: dict[str, str] = {}
         self._random = random.Random(0)
+        self._now_s = time.time()  # no deadline has passed when the log is read
         self.rows = 0
 
     def write(self, rows: int) -> None:
         """Write at least so many rows, up to a buffer that is open."""
         for name in self._names:
-            self._keep(self._machine.available(name, 0.0))
+            self._keep(self._machine.available(name, self._now_s))
         while self.rows < rows:
             name = self._random.choice(sorted(self._tasks))
             digest = self._random.randbytes(32).hex()
             found = Contribution(participant=name, digest=digest, examples=8)
             task_id = self._tasks.pop(name)
-            self._keep(self._machine.submitted(name, task_id, found, {"loss": 0.5}, {}, float(self.rows)))
+            self._keep(self._machine.submitted(name, task_id, found, {"loss": 0.5}, {}, self._now_s))
 
     def _keep(self, decision: Decision, checkpoint: Checkpoint | None = None) -> None:
         new = []
         for fact in decision.facts:
             self.rows += 1
             kind, body = to_row(fact)
-            new.append(Transition(sequence=self.rows, kind=kind, body=body, at_s=float(self.rows)))
+            new.append(Transition(sequence=self.rows, kind=kind, body=body, at_s=self._now_s))
         if new:
             self._store.append(self._run.run_id, new, checkpoint)
         for effect in decision.effects:
@@ -72,14 +73,14 @@ class Log:
 
     def _commit(self, order: BeginMerge) -> None:
         version, digest = order.base_version + 1, self._random.randbytes(32)
-        committed = self._machine.committed(order, digest.hex(), self._size, float(self.rows))
+        committed = self._machine.committed(order, digest.hex(), self._size, self._now_s)
         checkpoint = Checkpoint(
             run_id=self._run.run_id,
             version=version,
             digest=digest,
             size=self._size,
             state=(),
-            created_s=float(self.rows),
+            created_s=self._now_s,
         )
         self._keep(committed, checkpoint)
 

@@ -37,7 +37,13 @@ def test_the_full_run_is_held_against_the_target_and_the_quick_one_is_not() -> N
 
 def test_each_pace_of_a_crowd_has_its_rows() -> None:
     pace = Pace(
-        updates_per_s=5.0, versions=2, rows_per_s=11.0, sealed_s=[0.1, 0.3], receipts_s=[0.2], cpu=0.5, refused=1
+        updates_per_s=5.0,
+        versions=2,
+        rows_per_s=11.0,
+        sealed_s=[0.1, 0.3],
+        receipts_s=[0.2],
+        cpu=0.5,
+        refused={"quota": 1},
     )
     found = Found(check_ins_per_s=9.0, check_in_s=[0.5], connection_bytes=2_000.0, steady=pace, flat_out=pace)
     rows = faults.crowd_rows(found, QUICK)
@@ -45,7 +51,7 @@ def test_each_pace_of_a_crowd_has_its_rows() -> None:
     assert len(values) == len(rows)
     for case in ("50 participants, steady", "50 participants, flat out"):
         assert values[case, "sealed to announced, p99"] == 0.3
-        assert values[case, "refused"] == 1
+        assert values[case, "refused"] == values[case, "refused as quota"] == 1
     assert values["50 participants", "coordinator's memory for a connection"] == 2.0
 
 
@@ -78,7 +84,7 @@ def test_a_small_crowd_connects_trains_and_is_counted(tmp_path: Path) -> None:
         assert pace.versions > 0
         assert len(pace.sealed_s) > 0
         assert min(pace.sealed_s) > 0.0
-        assert pace.refused == 0
+        assert pace.refused == {}
         assert pace.rows_per_s > pace.updates_per_s > 0.0
 
 

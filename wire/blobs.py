@@ -426,15 +426,20 @@ class BlobStore:
             The number of files removed.
         """
         keep = {_name(digest) for digest in digests}
-        with self._lock:
-            busy = {part.name for part in self._writers}
         removed = 0
         with disk_errors(self.folder):
             for name in os.listdir(self.folder):
-                stale = name.endswith(".part") and not name.startswith("local-") and name not in busy
-                if stale or (name not in keep and _DIGEST_NAME.fullmatch(name)):
-                    (self.folder / name).unlink(missing_ok=True)
-                    removed += 1
+                path = self.folder / name
+                if name.endswith(".part") and not name.startswith("local-"):
+                    with self._lock:  # a transfer that begins at this moment is registered before it opens its file
+                        if path in self._writers:
+                            continue
+                        path.unlink(missing_ok=True)
+                elif name not in keep and _DIGEST_NAME.fullmatch(name):
+                    path.unlink(missing_ok=True)
+                else:
+                    continue
+                removed += 1
         return removed
 
     def check_room(self, needed: int) -> None:

@@ -441,17 +441,18 @@ class BlobStore:
             The number of files removed.
         """
         keep = {_name(digest) for digest in digests}
-        with self._lock:
-            busy = {part.name for part in self._writers}
         removed = 0
         with disk_errors(self.folder):
             for name in os.listdir(self.folder):
                 digest, *owner = name.removesuffix(".part").split(".")
-                if not _DIGEST_NAME.fullmatch(digest) or digest in keep or name in busy:
+                if not _DIGEST_NAME.fullmatch(digest) or digest in keep or any(map(owed, owner)):
                     continue
-                if not any(map(owed, owner)):
-                    (self.folder / name).unlink(missing_ok=True)
-                    removed += 1
+                path = self.folder / name
+                with self._lock:  # a transfer that begins at this moment is registered before it opens its file
+                    if path in self._writers:
+                        continue
+                    path.unlink(missing_ok=True)
+                removed += 1
         return removed
 
     def check_room(self, needed: int) -> None:

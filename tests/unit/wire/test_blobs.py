@@ -222,6 +222,22 @@ def test_what_can_be_gone_on_with_is_no_garbage(store: BlobStore) -> None:
     assert store.open_writer(digests[0], 100, 60).received == 60
 
 
+def test_a_transfer_that_begins_during_garbage_collection_keeps_its_file(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    listed = os.listdir
+
+    def listdir(folder: Path) -> list[str]:
+        begun.append(store.open_writer(DIGEST, len(DATA), 0, "new"))
+        return listed(folder)
+
+    monkeypatch.setattr("wire.blobs.os.listdir", listdir)
+    assert store.keep_only([]) == 0
+    begun[0].write([DATA])
+    assert begun[0].commit().read_bytes() == DATA
+
+
 def test_what_a_killed_process_was_making_is_removed_at_the_next_start(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; from wire import BlobStore; "

@@ -39,6 +39,7 @@ from coordinator.rounds.facts import (
     UpdateAccepted,
     VersionCommitted,
 )
+from coordinator.rounds.receipts import receipt_of
 from coordinator.rounds.state import Round, RunState
 from coordinator.rounds.tasks import attempt_seed, away_text, sample, task_id, turned_away
 from coordinator.rounds.waiting import listed, merging
@@ -475,38 +476,7 @@ class SynchronousRounds:
 
     def _receipt_again(self, decision: Decision, name: str, task: str, digest: str | None) -> None:
         """A receipt that says what became of a result that came before, or too late; without a digest, of any."""
-        for item in reversed(self.state.rounds):
-            seat = item.seats.get(name)
-            if seat is None:
-                continue
-            if task != self._seat_task(item, name):
-                continue
-            known = seat.outcome == "done" and digest in (None, seat.digest)
-            decision.effects.append(
-                SendReceipt(
-                    participant=name,
-                    task_id=task,
-                    accepted=known,
-                    code="" if known else "task-closed",
-                    message="" if known else f"round {item.number} closed without it ({seat.outcome})",
-                )
-            )
-            return
-        decision.effects.append(
-            SendReceipt(
-                participant=name,
-                task_id=task,
-                accepted=False,
-                code="task-unknown",
-                message="no such task was given to you in this run",
-            )
-        )
-
-    def _seat_task(self, current: Round, name: str) -> str:
-        """The name of the task whose result a seat is for; in asynchronous rounds it was issued rounds ago, perhaps."""
-        seat = current.seats[name]
-        number = current.number if seat.base_version is None else seat.base_version + 1
-        return task_id(self.run_id, number, seat.attempt, name)
+        decision.effects.append(receipt_of(self.state, self.run_id, name, task, digest))
 
     def _may_return(self, name: str, task: str) -> bool:
         """Whether this task of one who was taken for gone, or is away, would be asked for again."""

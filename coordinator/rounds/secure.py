@@ -36,7 +36,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.proposals import Proposals, left_out
 from coordinator.rounds.state import Round, RunState
-from coordinator.rounds.tasks import away_text
+from coordinator.rounds.tasks import away_text, seat_task
 from coordinator.rounds.waiting import merging, needs, pausing, sentences, under_way
 from privacy.secure_aggregation.context import RoundContext
 from privacy.secure_aggregation.coordinator import Attempt, Failed, Record, Tell, Unmask
@@ -571,7 +571,9 @@ class SecureRounds(SynchronousRounds):
         last = self._remembered(name)
         if last is None:
             return
-        decision.effects.append(SendReceipt(participant=name, task_id=self._seat_task(last, name), accepted=True))
+        decision.effects.append(
+            SendReceipt(participant=name, task_id=seat_task(self.run_id, last, name), accepted=True)
+        )
         if last.closed_s is not None and self._last_line is not None:
             decision.effects.append(SendStatement(participant=name, statement=self._last_line))
 

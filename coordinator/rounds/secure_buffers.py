@@ -26,7 +26,7 @@ from coordinator.rounds.facts import AttemptFailed, BufferExtended, BufferSealed
 from coordinator.rounds.paced import STALE, Paced
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round
-from coordinator.rounds.tasks import away_text
+from coordinator.rounds.tasks import away_text, seat_task
 from coordinator.rounds.waiting import buffered, merging, pausing, sentences, under_way
 from privacy.secure_aggregation.coordinator import Attempt, Failed
 from wire import RefusedError
@@ -312,7 +312,7 @@ class SecureBuffers(SecureRounds, Paced):
             super()._settle(decision, current, now_s, in_vain)
             return
         for name in current.done():
-            task = self._seat_task(current, name)
+            task = seat_task(self.run_id, current, name)
             decision.effects.append(SendReceipt(participant=name, task_id=task, accepted=True))
         for name in current.pending():
             message = "the sum was made without it; its update waits for the next one"

@@ -25,6 +25,13 @@ def task_id(run_id: str, round_number: int, attempt: int, participant: str) -> s
     return f"{run_id}/{round_number}.{attempt}/{participant}"
 
 
+def seat_task(run_id: str, item: Round, participant: str) -> str:
+    """The name of the task whose result a seat is for; in asynchronous rounds it may have been issued rounds ago."""
+    seat = item.seats[participant]
+    number = item.number if seat.base_version is None else seat.base_version + 1
+    return task_id(run_id, number, seat.attempt, participant)
+
+
 def away_text(name: str, reason: str) -> str:
     """Why a participant takes no tasks for a while, for a person."""
     why = {"hours": "its opening hours are over", "rounds": "its rounds of the day are done"}

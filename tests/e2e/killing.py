@@ -101,6 +101,7 @@ class Nursery:
             with self._news:
                 if "started" in message:
                     self._started.append(message["started"])
+                    self._ended.pop(message["started"], None)  # numbers of processes come again
                 else:
                     self._ended[message["ended"]] = message["status"]
                 self._news.notify_all()

@@ -184,6 +184,7 @@ def test_institutions_that_close_for_the_night_hold_up_nobody(tmp_path: Path, mo
     assert again.digest == result.digest
 
 
+@pytest.mark.slow
 def test_a_federation_whose_institutions_all_sleep_goes_on_in_the_morning(tmp_path: Path) -> None:
     # Ten minutes a round: the second one is finished after two, and the third begins at eight.
     settings = config(seconds=[600.0] * 3, rounds={"count": 3, "evaluate_every": 0, "deadline_s": 900.0})

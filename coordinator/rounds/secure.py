@@ -25,7 +25,6 @@ from coordinator.rounds.effects import (
 from coordinator.rounds.facts import (
     ATOM_INCOMPLETE,
     AttemptFailed,
-    AttemptOpened,
     EvaluationClosed,
     Excuse,
     FinishReason,
@@ -36,6 +35,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.proposals import Proposals, left_out
 from coordinator.rounds.state import Round, RunState
+from coordinator.rounds.sums import ResultLog, attempt_opened, opened_by, respenders, sum_revealed
 from coordinator.rounds.tasks import away_text, seat_task
 from coordinator.rounds.waiting import merging, needs, pausing, sentences, under_way
 from privacy.secure_aggregation.context import RoundContext
@@ -47,19 +47,12 @@ from privacy.secure_aggregation.keys import SigningKey
 from privacy.secure_aggregation.members import MemberList
 from privacy.secure_aggregation.statements import (
     Plan,
-    Refused,
-    Result,
     Signed,
-    kind_of,
-    positions_bytes,
 )
-from privacy.secure_aggregation.summing import line_hash, uploads_hash
 from wire import RefusedError, RunPlan
 
 _CLOCKS_S: Final = 60.0  # by which a participant's clock may be ahead of ours
 _LONGEST_PAUSE_S: Final = 600.0
-# A refusal that says: this update may be known in a sum. It can't be helped by asking again for the same one.
-_MAY_BE_REVEALED: Final = "update-may-be-revealed"
 
 
 class SecureRounds(SynchronousRounds):
@@ -72,6 +65,9 @@ class SecureRounds(SynchronousRounds):
         key: The coordinator's signing key.
         step_s: Seconds that a quick answer of a participant is waited for.
         fewest_groups: With sums of groups: how many the merging rule needs.
+
+    Attributes:
+        results: The log of results.
     """
 
     def __init__(
@@ -91,16 +87,14 @@ class SecureRounds(SynchronousRounds):
         self._step_s = step_s
         self._fewest_groups = fewest_groups
         self._respenders: set[str] = set()
-        self.log_count = 0
-        self.log_head = bytes(32)
-        self._last_line: Signed | None = None
+        self.results = ResultLog(key)
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
     def restore(self, records: Iterable[Record], lines: Iterable[Line]) -> None:
         """Take back what the store holds: the open attempt's records and the log of results."""
         for line in lines:
-            self._follow(line)
+            self.results.follow(line)
         stored = list(records)
         current = self.state.open_round()
         if current is None or current.revealed is not None or not self._open_attempt(current) or not stored:
@@ -108,7 +102,7 @@ class SecureRounds(SynchronousRounds):
         context = RoundContext.parse(Plan.parse(stored[0].statement.body).context)
         self.attempt = self._make(context)
         self.attempt.replay(stored)
-        self._respenders = _respenders(stored)
+        self._respenders = respenders(stored)
 
     def offer(self, name: str, signed: Signed) -> None:
         """A participant's unused prekeys.
@@ -230,7 +224,7 @@ class SecureRounds(SynchronousRounds):
             part = self.attempt.receive(name, signed, now_s)
         except SecureAggregationError as error:
             raise RefusedError(error.code, error.message, error.hint) from None
-        self._respenders |= _respenders(part.records)
+        self._respenders |= respenders(part.records)
         self._take(decision, part, now_s)
         return decision
 
@@ -257,26 +251,7 @@ class SecureRounds(SynchronousRounds):
         if found.groups and current.purpose == "train" and len(groups) < self._fewest_groups:
             few = f"{len(groups)} groups are left, and the merging rule needs {self._fewest_groups} to keep its promise"
             return self.implausible(order, SecureAggregationError("merge-tolerance", few), now_s)
-        context, digests = self.attempt.context, self.attempt.digests()
-        positions = tuple(sorted(self.attempt.survivors()))
-        uploads = tuple(digests[item] for item in positions)
-        self._record(
-            decision,
-            SumRevealed(
-                round=current.number,
-                attempt=order.attempt,
-                survivors=tuple(context.names[item] for item in positions),
-                positions=positions,
-                weight=found.weight,
-                metrics=dict(found.metrics),
-                digest=found.digest,
-                sum_hash=found.sum_hash,
-                uploads_hash=uploads_hash(uploads).hex(),
-                record=found.record,
-                uploads=tuple(item.hex() for item in uploads),
-                groups=tuple(found.groups),
-            ),
-        )
+        self._record(decision, sum_revealed(order, found, self.attempt))
         in_vain = self.attempt.in_vain()
         self.attempt.end()
         self.attempt = None
@@ -384,21 +359,7 @@ class SecureRounds(SynchronousRounds):
     def _begin(self, decision: Decision, current: Round, roster: tuple[str, ...], now_s: float) -> None:
         """Propose an attempt of the open round."""
         context = self.proposals.context(self.state, current, roster, now_s)
-        self._record(
-            decision,
-            AttemptOpened(
-                round=current.number,
-                attempt=context.attempt,
-                task_attempt=context.task_attempt,
-                context=context.hash.hex(),
-                roster=roster,
-                prekeys=tuple(seat.index for seat in context.roster),
-                opened_s=now_s,
-                atoms=context.atoms,
-                base_versions=tuple(base.version for base in context.bases),
-                base_attempts=tuple(base.attempt for base in context.bases),
-            ),
-        )
+        self._record(decision, attempt_opened(context, now_s))
         self.attempt = self._make(context)
         self._respenders = set()
         present = self._there().intersection(roster) - left_out(current)
@@ -538,29 +499,11 @@ class SecureRounds(SynchronousRounds):
         return decision
 
     def _log(self, decision: Decision, current: Round, model: bytes) -> None:
-        revealed = current.revealed
-        assert revealed is not None
-        opened = next(item.opened for item in current.attempts if item.opened.attempt == revealed.attempt)
-        result = Result(
-            self.log_count,
-            self.log_head,
-            bytes.fromhex(opened.context),
-            positions_bytes(revealed.positions),
-            bytes.fromhex(revealed.uploads_hash),
-            bytes.fromhex(revealed.sum_hash),
-            bytes.fromhex(revealed.record),
-            model,
-        )
-        line = Line(index=self.log_count, round=current.number, statement=result.signed(self._key))
-        self._follow(line)
+        line = self.results.append(current, model)
         decision.lines.append(line)
-        for name in opened.roster:
+        for name in opened_by(current).roster:
             if name in self._available:
                 decision.effects.append(SendStatement(participant=name, statement=line.statement))
-
-    def _follow(self, line: Line) -> None:
-        self.log_count, self.log_head = line.index + 1, line_hash(line.statement.body)
-        self._last_line = line.statement
 
     def _remind(self, decision: Decision, name: str) -> None:
         """Whoever was away when a sum was published is told that its update is in it, and of the round's end.
@@ -574,18 +517,10 @@ class SecureRounds(SynchronousRounds):
         decision.effects.append(
             SendReceipt(participant=name, task_id=seat_task(self.run_id, last, name), accepted=True)
         )
-        if last.closed_s is not None and self._last_line is not None:
-            decision.effects.append(SendStatement(participant=name, statement=self._last_line))
+        if last.closed_s is not None and self.results.last is not None:
+            decision.effects.append(SendStatement(participant=name, statement=self.results.last))
 
     def _remembered(self, name: str) -> Round | None:
         """The round of the last sum, where it holds an update of this participant."""
         last = next((item for item in reversed(self.state.rounds) if item.revealed is not None), None)
         return last if last is not None and name in last.done() else None
-
-
-def _respenders(records: Iterable[Record]) -> set[str]:
-    """Which participants have said that their update may be known in a sum."""
-    said = [(record.sender, record.statement.body) for record in records if record.sender]
-    return {
-        name for name, body in said if kind_of(body) == Refused.KIND and Refused.parse(body).code == _MAY_BE_REVEALED
-    }

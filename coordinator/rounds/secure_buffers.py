@@ -26,6 +26,7 @@ from coordinator.rounds.facts import AttemptFailed, BufferExtended, BufferSealed
 from coordinator.rounds.paced import STALE, Paced
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round
+from coordinator.rounds.sums import MAY_BE_REVEALED
 from coordinator.rounds.tasks import away_text, seat_task
 from coordinator.rounds.waiting import buffered, merging, pausing, sentences, under_way
 from privacy.secure_aggregation.coordinator import Attempt, Failed
@@ -35,7 +36,6 @@ NEXT_SUM: Final = "next-sum"
 """Code of who is "late" because a sum was made without it: its update is kept for the next one."""
 
 _NO_MORE: Final = "the run has all its versions"
-_MAY_BE_REVEALED: Final = "update-may-be-revealed"
 
 
 class SecureBuffers(SecureRounds, Paced):
@@ -301,7 +301,7 @@ class SecureBuffers(SecureRounds, Paced):
         )
         for name in spent:
             if name in self.state.pace.trained:
-                self._drop(decision, name, _MAY_BE_REVEALED, "its update may be known in a sum", _MAY_BE_REVEALED)
+                self._drop(decision, name, MAY_BE_REVEALED, "its update may be known in a sum", MAY_BE_REVEALED)
         self._advance(decision, now_s)
 
     # ---- inside: the end of a sum -----------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ class RoundsWorld(World):
         """Facts and statements give the machine back, whenever it was killed."""
         other, machine = self.restored(), self.rounds
         assert other.state == machine.state
-        assert (other.log_count, other.log_head) == (machine.log_count, machine.log_head)
+        assert (other.results.count, other.results.head) == (machine.results.count, machine.results.head)
         ours, theirs = machine.attempt, other.attempt
         assert (ours is None) == (theirs is None), (self.kinds()[-3:], ours, theirs)
         if ours is None or theirs is None:

@@ -240,7 +240,7 @@ def test_a_second_run_goes_on_with_the_log_of_results(tmp_path: Path) -> None:
     world.store.create_run(*run_records(plan, world.now))
     hub = Hub(world.store, plan, world.federation, lease_s=LEASE_S, now_s=world.now)
     assert isinstance(hub.machine, SecureRounds)
-    assert (hub.machine.log_count, hub.machine.state.rounds) == (1, [])
+    assert (hub.machine.results.count, hub.machine.state.rounds) == (1, [])
     world.close()
 
 

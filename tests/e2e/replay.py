@@ -160,7 +160,10 @@ def _check_site(home: Path, mine: Sequence[int], limit: float, told: SignedRecei
 def _check_model(
     store: Store, state: Path, run_id: str, sums: Sequence[SumRevealed], versions: Sequence[VersionCommitted]
 ) -> None:
-    """Each version is the one before plus the mean of the uploads that the log names, to the bit."""
+    """Each version is the one before plus the mean of the uploads that the log names, to the bit.
+
+    In asynchronous rounds it moves by K / C of the mean, with K in the sum and C taking part.
+    """
     blobs = BlobStore(state / BLOBS)
     root = bytes.fromhex((state / ROOT_PUBLIC).read_text(encoding="ascii").strip())
     members = MemberList.verify(FederationCA.load(state / CA).federation, root, store.member_entries())
@@ -172,7 +175,12 @@ def _check_model(
     merged = {item.round for item in sums}
     lines = [line for line, item in zip(chain, stored, strict=True) if item.run_id == run_id and item.round in merged]
     assert len(lines) == len(sums)
+    run = RunState()
+    for item in store.transitions(run_id):
+        run.apply(from_row(item.kind, item.body))
     for line, revealed, version in zip(lines, sums, versions, strict=True):
+        made = run.rounds[version.round - 1]
+        step = len(made.done()) / len(made.present) if made.present else 1.0
         order = check_record(line.result, blobs.path(line.result.record).read_bytes(), members).order
         named = [digest.hex() for group in order.groups for digest in group.digests]
         assert sorted(named) == sorted(revealed.uploads)
@@ -186,7 +194,7 @@ def _check_model(
         said = decode_tail(order.context.layout, tail, participants=len(revealed.survivors), weight_cap=cap)
         mean = np.concatenate([part.copy() for part in mean_slices(order.context, total, said.weight)])
         assert np.array_equal(mean, np.fromfile(blobs.path(bytes.fromhex(revealed.digest)), "<f4"))
-        model = (model.astype(np.float64) + mean).astype(np.float32)
+        model = (model.astype(np.float64) + step * mean.astype(np.float64)).astype(np.float32)
         assert np.array_equal(model, values(blobs.path(bytes.fromhex(version.digest)))), f"version {version.version}"
     last = store.checkpoint(run_id)
     assert last is not None and last.digest.hex() == versions[-1].digest

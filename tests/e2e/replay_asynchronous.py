@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.auditing import verify_log
 from coordinator.rounds import RunState, from_row
-from coordinator.rounds.facts import Fact, MergeFailed, TaskIssued, UpdateBuffered
-from coordinator.rounds.tasks import task_id
+from coordinator.rounds.facts import AttemptOpened, Fact, MergeFailed, TaskIssued, UpdateBuffered
+from coordinator.rounds.tasks import seat_task, task_id
 from coordinator.serving import BLOBS, DATABASE
 from coordinator.store import open_store
 from participant.budget_audit import recompute
@@ -24,7 +25,8 @@ from participant.store import ParticipantStore, TaskState
 from privacy.accounting import epsilon
 from privacy.accounting.accountant import FINE
 from privacy.ledger import Phase, Receipt, SignedReceipt
-from tests.e2e.replay import PAID, keep_blobs, ledger_lines, values
+from privacy.secure_aggregation.statements import Upload, kind_of
+from tests.e2e.replay import PAID, check_sums, keep_blobs, ledger_lines, values
 from wire import BlobStore, RunPlan
 
 
@@ -73,7 +75,57 @@ def check_asynchronous(folder: Path, names: Sequence[str], versions: int) -> Non
 
     accepted = handed_in(facts, run.run_id)
     for name in names:
-        _check_site(folder / name, accepted.get(name, {}), plan.privacy.epsilon, signed.get(name))
+        mine = accepted.get(name, {})
+        _check_site(folder / name, set(mine), plan.privacy.epsilon, signed.get(name))
+        assert delivered(folder / name) == mine
+
+
+def check_buffers(folder: Path, names: Sequence[str], versions: int) -> None:
+    """The same of asynchronous rounds with secure sums, each of which is unmasked anew."""
+    state = folder / "state"
+    store = open_store(state / DATABASE)
+    try:
+        (run,) = store.runs()
+        facts = [from_row(item.kind, item.body) for item in store.transitions(run.run_id)]
+        signed = {name: SignedReceipt(*item) for name, item in store.budgets().items()}
+        plan = RunPlan.parse(run.plan)
+    finally:
+        store.close()
+    replayed = RunState()
+    for fact in facts:
+        replayed.apply(fact)
+    assert [item.version for item in replayed.rounds] == list(range(1, versions + 1))
+    assert not any(attempt.failed and attempt.failed.spent for item in replayed.rounds for attempt in item.attempts)
+    uploads = [digest for item in replayed.rounds if item.revealed is not None for digest in item.revealed.uploads]
+    assert set(Counter(uploads).values()) == {1}, "an upload is in two revealed sums"
+    tasks = [(name, seat_task(run.run_id, item, name)) for item in replayed.rounds for name in item.done()]
+    assert len(tasks) == len(set(tasks)), "a training is in two revealed sums"
+    assert check_sums(folder) == versions
+    verified = verify_log(state)
+    assert (verified.lines, verified.not_kept) == (versions, 0)
+    for name in names:
+        accepted = {task for who, task in tasks if who == name}
+        _check_site(folder / name, accepted, plan.privacy.epsilon, signed.get(name))
+
+
+def check_masked_charged(folder: Path, name: str) -> None:
+    """While a site is dead: whatever of its updates the coordinator has, masked as it is, its ledger has charged."""
+    store = open_store(folder / "state" / DATABASE)
+    try:
+        runs = store.runs()
+        facts = [from_row(item.kind, item.body) for item in store.transitions(runs[-1].run_id)] if runs else []
+        had = set()
+        for item in facts:
+            if not isinstance(item, AttemptOpened) or name not in item.roster:
+                continue
+            said = store.statements(runs[-1].run_id, bytes.fromhex(item.context))
+            if any(record.sender == name and kind_of(record.body) == Upload.KIND for record in said):
+                place = item.roster.index(name)
+                had.add(task_id(runs[-1].run_id, item.base_versions[place] + 1, item.base_attempts[place], name))
+    finally:
+        store.close()
+    charged = {line["task"] for line in ledger_lines(folder, name) if line["kind"] == "charge"}
+    assert had <= charged, f"{name}: {had - charged} has left and isn't charged"
 
 
 def handed_in(facts: Sequence[Fact], run_id: str) -> dict[str, dict[str, str]]:
@@ -103,7 +155,17 @@ def check_update_charged(folder: Path, name: str) -> None:
     assert had <= charged, f"{name}: {had - charged} has left and isn't charged"
 
 
-def _check_site(home: Path, accepted: dict[str, str], limit: float, told: SignedReceipt | None) -> None:
+def delivered(home: Path) -> dict[str, str]:
+    """The digests of the updates of which a site knows that they were taken, by task."""
+    journal = ParticipantStore(home / JOURNAL)
+    try:
+        known = [task for task in journal.history(1_000) if task.update_digest and task.state is TaskState.RECEIPTED]
+    finally:
+        journal.close()
+    return {task.task_id: task.update_digest.hex() for task in known}
+
+
+def _check_site(home: Path, accepted: set[str], limit: float, told: SignedReceipt | None) -> None:
     """A site has paid once for each update that it handed in, whether it was merged or not, and for nothing else."""
     site = Site.load(home)
     ledger = open_ledger(site)
@@ -123,12 +185,12 @@ def _check_site(home: Path, accepted: dict[str, str], limit: float, told: Signed
     # Nothing is open: what was merged is known to be merged, all else is known to be over.
     taken = {name: task for name, task in trained.items() if task.state is TaskState.RECEIPTED}
     assert {task.state for task in known.values()} <= {TaskState.RECEIPTED, TaskState.DROPPED}
-    assert {name: task.update_digest.hex() for name, task in taken.items()} == accepted
+    assert set(taken) == accepted
     assert len({task.update_digest for task in trained.values()}) == len(trained), "an update stands for two tasks"
 
     paid = {task.task_id: task for task in book.tasks.values() if task.phase in PAID}
-    assert {name for name, task in paid.items() if task.phase is Phase.SETTLED} == set(accepted)
-    assert set(accepted) <= set(paid) <= set(trained), "what was paid for was trained"
+    assert {name for name, task in paid.items() if task.phase is Phase.SETTLED} == accepted
+    assert accepted <= set(paid) <= set(trained), "what was paid for was trained"
     assert not [task for task in book.tasks.values() if task.phase is Phase.RESERVED]
     # One release is the same events each time, whoever came before or after it.
     cost = next(iter(paid.values())).reserved

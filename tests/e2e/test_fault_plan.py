@@ -28,7 +28,7 @@ from protos import control_pb2
 from tests.e2e.deployment import configuration
 from tests.e2e.killing import SITES, Fragile, Nursery
 from tests.e2e.replay import check_charged, check_run
-from tests.e2e.replay_asynchronous import check_asynchronous, check_update_charged
+from tests.e2e.replay_asynchronous import check_asynchronous, check_buffers, check_masked_charged, check_update_charged
 from tests.e2e.writes import bypassed, numbered, written
 from wire import UnreachableError
 
@@ -206,6 +206,21 @@ class PlannedAsynchronous(Planned):
         path.write_text(path.read_text().replace("allow_plain = false", "allow_plain = true"))
 
 
+class PlannedBuffers(Planned):
+    """The same with asynchronous rounds and secure sums: whoever has trained is in the next sum, of three at least."""
+
+    def settings(self) -> dict[str, Any]:
+        pace = 'mode = "asynchronous"\nbuffer_size = 3\nevaluate_every = 0'
+        return {"rounds": VERSIONS, "min_updates": 3, "pace": pace}
+
+    def check(self) -> None:
+        check_buffers(self.folder, SITES, VERSIONS)
+        self.check_days()
+
+    def check_dead(self, name: str) -> None:
+        check_masked_charged(self.folder, name)
+
+
 class Stage:
     """A run in which nobody dies, and others from the same first model."""
 
@@ -307,6 +322,25 @@ def test_asynchronous_rounds_make_every_version_once_and_pay_once_whoever_dies_w
     # While it is dead the others go on: its last ones may find the run over.
     assert len(died.intersection(SOME_ASYNCHRONOUS[VICTIM])) >= 1
     federation.check()
+
+
+@pytest.fixture(scope="module")
+def buffers(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return Stage(tmp_path_factory.mktemp("buffers"), nursery, PlannedBuffers)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_asynchronous_sums_killed_around_every_write_hold_no_update_twice_and_pay_once(
+    tmp_path_factory: pytest.TempPathFactory, buffers: Stage
+) -> None:
+    died: set[str] = set()
+    for plan in buffers.whole_plan():
+        died |= buffers.run(tmp_path_factory.mktemp("buffers"), plan).died()
+    every = {death for name in WATCHED for death in buffers.every[name]}
+    some = {re.sub(r"-\d+-", "-", death) for death in died}
+    missed = {death for death in every - died if re.sub(r"-\d+-", "-", death) not in some}
+    assert len(missed) <= len(every) // 20, missed
 
 
 @pytest.mark.slow

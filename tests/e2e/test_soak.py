@@ -1,8 +1,9 @@
 """Two hours of a federation whose processes are killed and whose links break: right models, flat memory.
 
 ``make soak`` runs it; ``FEDLOOM_SOAK_MINUTES`` sets its length and ``FEDLOOM_SOAK_SEED`` what is broken. The first half
-is a series of runs, by turns synchronous secure and asynchronous plain, in which processes are killed and links break.
-In the second half links break and nobody is killed, so that what a process leaks stays in it: one run of either kind.
+is a series of runs, by turns synchronous and secure, asynchronous and plain, asynchronous and secure, in which
+processes are killed and links break. In the second half links break and nobody is killed, so that what a process leaks
+stays in it: one run of each kind.
 """
 
 from __future__ import annotations
@@ -52,6 +53,25 @@ STATE_MB = 64.0
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(60 * MINUTES + 1800)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Of a run."""
+
+    asynchronous: bool
+    secure: bool
+
+    def __str__(self) -> str:
+        pace = "asynchronous" if self.asynchronous else "synchronous"
+        return f"{pace}, {'secure' if self.secure else 'plain'}"
+
+
+KINDS = (
+    Kind(asynchronous=False, secure=True),
+    Kind(asynchronous=True, secure=False),
+    Kind(asynchronous=True, secure=True),
+)
+
+
 @dataclasses.dataclass
 class Sample:
     """What a process uses at a time."""
@@ -75,21 +95,20 @@ class Soak(Networked):
         self.began_s = time.monotonic()
         self.done: list[dict[str, Any]] = []
 
-    def turn(self, *, asynchronous: bool) -> None:
+    def turn(self, kind: Kind) -> None:
         """Begin the next run, of this kind, in place of the last."""
         text = self.config.read_text()
-        for secure, plain in (
-            ('mode = "secure"', 'mode = "plain"'),
-            ('mode = "synchronous"', 'mode = "asynchronous"\nbuffer_size = 3'),
+        for first, other, switched in (
+            ('mode = "secure"', 'mode = "plain"', not kind.secure),
+            ('mode = "synchronous"', 'mode = "asynchronous"\nbuffer_size = 3', kind.asynchronous),
         ):
-            text = text.replace(plain, secure)
-            text = text.replace(secure, plain) if asynchronous else text
+            text = text.replace(other, first)
+            text = text.replace(first, other) if switched else text
         self.config.write_text(text)
         self.start_coordinator("--new-run")
 
-    def phase(self, seconds: float, *, asynchronous: bool, kills: bool) -> None:
+    def phase(self, seconds: float, kind: Kind, *, kills: bool) -> None:
         """One run: for so long, then stopped, and recomputed from what is on the disk."""
-        kind = "asynchronous, plain" if asynchronous else "synchronous, secure"
         self.samples = {}
         end_s = time.monotonic() + seconds
         kill_s = time.monotonic() + KILL_EVERY_S
@@ -104,11 +123,11 @@ class Soak(Networked):
         self.until(self._stopped, "the run is stopped")
         assert self.coordinator is not None
         self.kill(self.coordinator)
-        made = check_merges(self.folder) if asynchronous else check_sums(self.folder)
+        made = check_sums(self.folder) if kind.secure else check_merges(self.folder)
         verify_log(self.folder / "state")
         self.check_logs()
         used = self.check_disks()
-        self.done.append({"run": kind, "seconds": round(seconds), "kills": kills, "versions": made, **used})
+        self.done.append({"run": str(kind), "seconds": round(seconds), "kills": kills, "versions": made, **used})
         for path in (self.folder / "kept").iterdir():
             path.unlink()
 
@@ -197,14 +216,13 @@ def test_a_federation_that_is_killed_and_cut_off_for_hours_stays_right_and_small
         flat: dict[str, Any] = {}
         try:
             for number in range(PHASES):
-                asynchronous = number % 2 == 1
                 if number:
-                    soak.turn(asynchronous=asynchronous)
-                soak.phase(half_s / PHASES, asynchronous=asynchronous, kills=True)
-            for asynchronous in (True, False):
-                soak.turn(asynchronous=asynchronous)
-                soak.phase(half_s / 2, asynchronous=asynchronous, kills=False)
-                flat["asynchronous" if asynchronous else "synchronous"] = soak.check_flat()
+                    soak.turn(KINDS[number % len(KINDS)])
+                soak.phase(half_s / PHASES, KINDS[number % len(KINDS)], kills=True)
+            for kind in reversed(KINDS):
+                soak.turn(kind)
+                soak.phase(half_s / len(KINDS), kind, kills=False)
+                flat[str(kind)] = soak.check_flat()
         finally:
             faults = {name: len(said) for name, said in soak.said().items()}
             report = {"seed": SEED, "kills": soak.kills, "faults": faults, "runs": soak.done, "last_runs": flat}

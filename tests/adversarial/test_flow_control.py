@@ -284,9 +284,9 @@ async def test_a_site_waits_for_room_and_then_takes_part(tmp_path: Path, monkeyp
         site = await live.site("site-0")
         await a.ready()
         running = LiveSite(site, live.plan)
-        running.daemon._bench = PacedWork(site.name, live.plan, 0.0)  # type: ignore[assignment]
+        # It trains for so long that another transfer of its own is in the way, of which its daemon knows nothing.
+        running.daemon._bench = PacedWork(site.name, live.plan, 1.0)  # type: ignore[assignment]
         try:
-            # Its own other transfer is in the way, of which its daemon knows nothing.
             async with connect_as(live, "site-0") as channel:
                 stub: Any = blobs_pb2_grpc.BlobsStub(channel)
                 blocking = stub.Upload()

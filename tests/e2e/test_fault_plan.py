@@ -311,6 +311,7 @@ def paced(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("paced"), nursery, PlannedAsynchronous)
 
 
+@pytest.mark.slow
 def test_asynchronous_rounds_make_every_version_once_and_pay_once_whoever_dies_with_whom(
     tmp_path: Path, nursery: Nursery, stage: Stage
 ) -> None:

@@ -260,8 +260,8 @@ def _members(coordinator: SigningKey, keys: Mapping[str, SigningKey]) -> MemberL
 
 def _assignment(context: RoundContext) -> Assignment:
     """The task that the context is about."""
-    values = {field.name: getattr(context, field.name) for field in dataclasses.fields(Assignment)}
-    return Assignment(**values)
+    names = [field.name for field in dataclasses.fields(Assignment) if field.name != "asynchronous"]
+    return Assignment(**{name: getattr(context, name) for name in names})
 
 
 def _rows(context: RoundContext, expansions: Mapping[str, tuple[MaskTerm, ...]]) -> list[Row]:

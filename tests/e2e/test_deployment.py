@@ -53,6 +53,7 @@ def test_four_processes_over_tls_reach_the_simulations_model_byte_for_byte(tmp_p
 MODES = [pytest.param("secure", 4, id="secure"), pytest.param("plain", 2, id="plain", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow  # around each write: test_fault_plan
 @pytest.mark.parametrize(("aggregation", "count"), MODES)
 def test_a_participant_killed_in_mid_round_is_waited_for_and_trains_nothing_twice(
     tmp_path: Path, aggregation: str, count: int
@@ -80,8 +81,9 @@ def test_a_participant_killed_in_mid_round_is_waited_for_and_trains_nothing_twic
 
 @pytest.mark.parametrize(
     ("aggregation", "count"),
-    [pytest.param("secure", 4, id="secure"), pytest.param("plain", 3, id="plain", marks=pytest.mark.slow)],
+    [pytest.param("secure", 4, id="secure"), pytest.param("plain", 3, id="plain")],
 )
+@pytest.mark.slow  # after any step: test_secure_sums
 def test_a_participant_that_stays_away_does_not_hold_up_the_round(tmp_path: Path, aggregation: str, count: int) -> None:
     config = configuration(
         tmp_path,

@@ -64,6 +64,7 @@ def test_a_private_federation_pays_and_everybody_sees_it(tmp_path: Path, placeme
             assert len(exported["lines"]) == audit["lines"] == 10  # opened; three rounds, three lines each
 
 
+@pytest.mark.slow  # around each write: test_fault_plan
 def test_a_site_killed_in_mid_round_pays_once(tmp_path: Path) -> None:
     config = private(tmp_path, "local", rounds=2, steps=60)
     with Deployment(tmp_path, config) as federation:

@@ -33,9 +33,13 @@ SLACK = 200_000  # bytes of TLS, HTTP/2 and messages
 class Last(Relay):
     """Cuts once, and lets nobody through after it."""
 
-    def cut(self) -> None:
+    def __init__(self, port: int, after: int) -> None:
+        super().__init__(port)
+        self.cut_after(after)
+
+    def _cut(self, reset: bool) -> None:
         self._port = 1  # where nobody listens
-        super().cut()
+        super()._cut(reset)
 
 
 def through(site: Site, relay: Relay) -> Site:
@@ -106,7 +110,7 @@ async def test_a_download_goes_on_where_it_broke_off_when_both_daemons_have_been
     changes = {"count": 1, "deadline_s": 60.0}
     async with stage(tmp_path, **changes) as live:
         site, other = [await live.site(f"site-{index}") for index in range(2)]
-        relay = Last(port_of(site), cut_after=7 << 20)
+        relay = Last(port_of(site), 7 << 20)
         async with running(through(site, relay), live), running(other, live):
             await until(lambda: relay.cuts, "the connection breaks in the download")
     relay.close()
@@ -213,7 +217,7 @@ class Wide(Fragile):
 
     def relay(self, cut_after: int | None) -> Relay:
         port = int(self.listening["session"].rpartition(":")[2])
-        relay = Relay(port) if cut_after is None else Last(port, cut_after=cut_after)
+        relay = Relay(port) if cut_after is None else Last(port, cut_after)
         self.through(relay)
         return relay
 

@@ -44,7 +44,7 @@ async def daemon(tmp_path: Path) -> Any:
     rounds = {"mode": "asynchronous", "min_participants": 2, "buffer_size": 2, "min_updates": 1, "correction": "none"}
     run = plan(**rounds)
     disk.create_run(*run_records(run, 0.0))
-    daemon = Daemon(disk, BlobStore(tmp_path / "blobs"), lease_s=LEASE_S)
+    daemon = Daemon(disk, BlobStore(tmp_path / "blobs"), lease_s=LEASE_S, outbox_bytes=1 << 20)
     daemon.open(Hub(disk, run, Federation(), lease_s=LEASE_S, now_s=0.0))  # type: ignore[arg-type]
     yield daemon
     await daemon.close()

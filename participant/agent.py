@@ -46,6 +46,8 @@ _log = logging.getLogger("fedloom.participant")
 
 _WITH_RESULT: Final = frozenset({TaskState.TRAINED, TaskState.ANNOUNCED, TaskState.RECEIPTED})
 
+_BEFORE_READY: Final = frozenset({"check_in", "ready", "progress", "availability", "leave"})
+
 _MOST_OWED: Final = 256  # tasks that are asked about at once
 
 # Failures whose message can't hold a file's name or a record: all others stay in the site's log.
@@ -96,6 +98,7 @@ class Agent:
         self._prepared: Prepared | None = None
         self._active: Job | None = None
         self._stage = "idle"
+        self._ready = False
 
     @property
     def task_id(self) -> str:
@@ -107,11 +110,20 @@ class Agent:
     def connected(self) -> list[Action]:
         """A stream is open."""
         self._stage = self._stage if self._active is not None else "idle"
+        self._ready = False
         self._attendance.connected()
         self._accounts.connected()
         known = self.members.list.count
         check_in = pb.CheckIn(protocol_version=PROTOCOL_VERSION, software=self._software, members=known)
         return [Say(pb.FromParticipant(check_in=check_in))]
+
+    def may_say(self, message: pb.FromParticipant) -> bool:
+        """Whether the coordinator would listen: to a result, only once this connection has said that the site is ready.
+
+        Work that ends while a new connection is being made has its answer too early. Nothing is lost: whoever is ready
+        is asked again for all that it owes.
+        """
+        return self._ready or message.WhichOneof("body") in _BEFORE_READY
 
     def heartbeat(self, done: int = 0, total: int = 0) -> list[Action]:
         """Renew the lease, saying what is being done. Call at least three times in ``lease_s``."""
@@ -279,6 +291,7 @@ class Agent:
             examples=0 if self._summed() else self._prepared.examples,
             owed=[item.task_id for item in self._store.open_tasks(self._plan.run_id)][-_MOST_OWED:],
         )
+        self._ready = True
         said: list[Action] = [*self._say_absence(), Say(pb.FromParticipant(ready=ready))]
         return said + self.secure.offer() if self._summed() else said
 

@@ -272,6 +272,8 @@ class Daemon:
     def _perform(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Say):
+                if not self._agent.may_say(action.message):
+                    continue
                 self._outgoing.put_nowait(action.message)
                 if action.message.WhichOneof("body") in ("update_ready", "evaluation_ready", "declined"):
                     self._progress = _Progress()

@@ -388,3 +388,22 @@ def test_in_asynchronous_secure_sums_it_says_only_that_it_has_trained(tmp_path: 
     again = site.agent.received(task())
     assert [item.message.trained.task_id for item in again if isinstance(item, Say)] == [task().task.task_id]
     assert not any(isinstance(item, Fetch | Work | Push) for item in again)
+
+
+def test_what_ends_while_a_connection_is_being_made_is_said_when_it_is_asked_again(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.ready()
+    (push,) = site.worked()
+    assert isinstance(push, Push)
+    (check_in,) = site.agent.connected()
+    assert isinstance(check_in, Say) and site.agent.may_say(check_in.message)
+    (early,) = site.agent.pushed(push.task_id)
+    assert isinstance(early, Say) and not site.agent.may_say(early.message)
+    assert all(site.agent.may_say(item.message) for item in site.agent.heartbeat() if isinstance(item, Say))
+    (ready,) = site.agent.received(welcome(plan()))
+    assert isinstance(ready, Say) and site.agent.may_say(ready.message)
+    # Asked again, it brings the update once more; from here on it is listened to.
+    (again,) = site.agent.received(task())
+    assert again == push
+    (said,) = site.agent.pushed(push.task_id)
+    assert isinstance(said, Say) and site.agent.may_say(said.message)

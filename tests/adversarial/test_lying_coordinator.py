@@ -85,7 +85,8 @@ async def test_every_lie_is_refused_by_name_and_the_truth_behind_it_still_gives_
             said = [(item.code, item.setting) for item in liar.sent(Refused, name)]
             assert sorted(said) == sorted((lie.code, lie.setting) for lie in every)
             for lie in every:
-                assert liar.refused(f"site-{lie.code}") == set(SITES)
+                counted = f"site-{lie.code}"
+                await liar.until(lambda code=counted: liar.refused(code) == set(SITES), f"{counted} is counted")
                 assert f"refused: {lie.code}:" in liar.site_log(name)
         assert told == {(name, kind.KIND) for name in SITES for kind in LIES}
         liar.check_sum(SITES)

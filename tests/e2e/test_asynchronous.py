@@ -176,13 +176,20 @@ async def test_a_restart_of_the_coordinator_in_mid_buffer_loses_nothing(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("aggregation", "size"), [("plain", 2), ("secure", 3)])
+@pytest.mark.parametrize(("aggregation", "size", "versions"), [("plain", 2, 120), ("secure", 3, 24)])
 def test_processes_that_are_killed_in_an_asynchronous_run_are_waited_for_by_nobody(
-    tmp_path: Path, aggregation: str, size: int
+    tmp_path: Path, aggregation: str, size: int, versions: int
 ) -> None:
     pace = f'mode = "asynchronous"\nbuffer_size = {size}'
     config = configuration(
-        tmp_path, participants=5, rounds=24, steps=60, min_updates=size, lease_s=3.0, aggregation=aggregation, pace=pace
+        tmp_path,
+        participants=5,
+        rounds=versions,
+        steps=60,
+        min_updates=size,
+        lease_s=3.0,
+        aggregation=aggregation,
+        pace=pace,
     )
     names = [f"site-{index}" for index in range(5)]
     with Deployment(tmp_path, config) as federation:
@@ -205,7 +212,7 @@ def test_processes_that_are_killed_in_an_asynchronous_run_are_waited_for_by_nobo
         if aggregation == "secure":
             place = ("--config", str(federation.config))
             assert "right, bit for bit" in federation.fedloom("coordinator", "verify-log", *place).stdout
-    assert status["version"] == 24
+    assert status["version"] == versions
     merged = [
         {seat["name"] for seat in item["participants"] if seat["outcome"] == "merged"}
         for item in status["history"]

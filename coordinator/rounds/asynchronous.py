@@ -23,7 +23,6 @@ from typing import Any, Final
 from coordinator.rounds.effects import (
     AnnounceVersion,
     BeginMerge,
-    CancelTask,
     Contribution,
     Decision,
     SendReceipt,
@@ -38,7 +37,7 @@ from coordinator.rounds.facts import (
 from coordinator.rounds.pace import Kept
 from coordinator.rounds.paced import STALE, Paced
 from coordinator.rounds.state import Round
-from coordinator.rounds.tasks import away_text, turned_away
+from coordinator.rounds.tasks import turned_away
 from wire import RefusedError
 
 _NO_MORE: Final = "the run has all its versions"
@@ -85,11 +84,7 @@ class AsyncRounds(Paced):
         """
         if self._scoring():
             return super().available(name, now_s)
-        self._available.add(name)
-        self.away.pop(name, None)
-        decision = self.recall(name, now_s)
-        self._advance(decision, now_s)
-        return decision
+        return self._come_back(name, now_s)
 
     def absent(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
         """A connected participant takes no tasks until a time, by its own word. Nobody waits for it.
@@ -98,13 +93,7 @@ class AsyncRounds(Paced):
         """
         if self._scoring():
             return super().absent(name, until_s, reason, now_s, working=working)
-        decision = Decision()
-        self._available.add(name)
-        self.away[name] = until_s
-        if not working and name in self.state.pace.tasks and self.state.finished is None:
-            self._end(decision, name, "away", reason, away_text(name, reason), again=True)
-            self._advance(decision, now_s)
-        return decision
+        return self._step_away(name, until_s, reason, now_s, working=working)
 
     def recall(self, name: str, now_s: float) -> Decision:
         """A participant is connected again: ask once more for the result that it owes, if it would be taken."""
@@ -115,9 +104,7 @@ class AsyncRounds(Paced):
         lapsed = pace.lapsed.get(name)
         if name in pace.tasks and (stale := self.refusal(name, self._name(name, pace.tasks[name]))) is not None:
             # Too old meanwhile: it shall neither go on training it nor pay for it.
-            task = self._name(name, pace.tasks[name])
-            self._end(decision, name, "late", stale.code, stale.message, again=True)
-            decision.effects.append(CancelTask(participant=name, task_id=task, reason=stale.code))
+            self._drop(decision, name, stale.code, stale.message, stale.code)
         elif name in pace.tasks:
             decision.effects.append(self._issue(name, pace.tasks[name]))
         elif lapsed is not None and self._takes(lapsed):
@@ -204,8 +191,7 @@ class AsyncRounds(Paced):
             return decision
         for name, task in sorted(self.state.pace.tasks.items()):
             if task.closes_s <= now_s:
-                self._end(decision, name, "late", "late", "the task's deadline passed", again=True)
-                decision.effects.append(CancelTask(participant=name, task_id=self._name(name, task), reason="deadline"))
+                self._drop(decision, name, "late", "the task's deadline passed", "deadline")
         buffer = self.state.open_round()
         overdue = buffer is not None and not buffer.sealed and buffer.closes_s <= now_s
         if buffer is not None and overdue and len(buffer.done()) < self.spec.min_updates:
@@ -225,9 +211,8 @@ class AsyncRounds(Paced):
             return decision
         version = self.state.version + 1
         if version == self.spec.count and self.state.finished is None:
-            for name, task in sorted(self.state.pace.tasks.items()):
-                self._end(decision, name, "late", "late", _NO_MORE, again=True)
-                decision.effects.append(CancelTask(participant=name, task_id=self._name(name, task), reason="late"))
+            for name in sorted(self.state.pace.tasks):
+                self._drop(decision, name, "late", _NO_MORE, "late")
         self._record(
             decision,
             VersionCommitted(
@@ -296,10 +281,7 @@ class AsyncRounds(Paced):
         if done >= self.spec.buffer_size or (enough and buffer.closes_s <= now_s):
             self._seal(decision, buffer, now_s)
             return
-        for name in self._idle(buffer):
-            last = self.state.pace.last.get(name)
-            attempt = last.attempt + 1 if last is not None and last.base_version == self.state.version else 1
-            self._give(decision, name, self.state.version, attempt, self._scored_along(), now_s)
+        self._hand_out(decision, buffer, now_s, evaluate=self._scored_along())
         if enough and not self.state.pace.tasks:
             # Nobody is left who could fill it.
             self._seal(decision, buffer, now_s)

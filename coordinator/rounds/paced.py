@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from coordinator.rounds.effects import Decision, IssueTask, WakeAt
+from coordinator.rounds.effects import CancelTask, Decision, IssueTask, WakeAt
 from coordinator.rounds.facts import Excuse, RoundOpened, TaskEnded, TaskIssued
 from coordinator.rounds.machine import SynchronousRounds
 from coordinator.rounds.pace import Task
 from coordinator.rounds.state import Round
-from coordinator.rounds.tasks import attempt_seed, task_id
+from coordinator.rounds.tasks import attempt_seed, away_text, task_id
 from wire import RefusedError
 
 STALE: Final = "update-stale"
@@ -97,6 +97,38 @@ class Paced(SynchronousRounds):
             round=self._buffer().number, participant=name, outcome=outcome, code=code, message=message, again=again
         )
         self._record(decision, fact)
+
+    def _drop(self, decision: Decision, name: str, code: str, message: str, reason: str) -> None:
+        """Call a participant's task off, trained or not; it may get another one."""
+        pace = self.state.pace
+        task = pace.tasks.get(name) or pace.trained[name]
+        self._end(decision, name, "late", code, message, again=True)
+        decision.effects.append(CancelTask(participant=name, task_id=self._name(name, task), reason=reason))
+
+    def _come_back(self, name: str, now_s: float) -> Decision:
+        """A participant takes tasks (again)."""
+        self._available.add(name)
+        self.away.pop(name, None)
+        decision = self.recall(name, now_s)
+        self._advance(decision, now_s)
+        return decision
+
+    def _step_away(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
+        """A connected participant takes no tasks; the one in flight is free unless it goes on ``working``."""
+        decision = Decision()
+        self._available.add(name)
+        self.away[name] = until_s
+        if not working and name in self.state.pace.tasks and self.state.finished is None:
+            self._end(decision, name, "away", reason, away_text(name, reason), again=True)
+            self._advance(decision, now_s)
+        return decision
+
+    def _hand_out(self, decision: Decision, buffer: Round, now_s: float, *, evaluate: bool) -> None:
+        """Whoever is idle begins from the newest version."""
+        for name in self._idle(buffer):
+            last = self.state.pace.last.get(name)
+            attempt = last.attempt + 1 if last is not None and last.base_version == self.state.version else 1
+            self._give(decision, name, self.state.version, attempt, evaluate, now_s)
 
     def _wake(self, decision: Decision) -> None:
         """Be called at the next deadline."""

@@ -21,13 +21,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from coordinator.rounds.effects import BeginMerge, CancelTask, Decision, SendReceipt, WakeAt
+from coordinator.rounds.effects import BeginMerge, Decision, SendReceipt, WakeAt
 from coordinator.rounds.facts import AttemptFailed, BufferExtended, BufferSealed, Excuse, UpdateTrained
 from coordinator.rounds.paced import STALE, Paced
 from coordinator.rounds.secure import SecureRounds
 from coordinator.rounds.state import Round
 from coordinator.rounds.sums import MAY_BE_REVEALED
-from coordinator.rounds.tasks import away_text, seat_task
+from coordinator.rounds.tasks import seat_task
 from coordinator.rounds.waiting import buffered, merging, pausing, sentences, under_way
 from privacy.secure_aggregation.coordinator import Attempt, Failed
 from wire import RefusedError
@@ -63,23 +63,13 @@ class SecureBuffers(SecureRounds, Paced):
         """
         if self._scoring():
             return super().available(name, now_s)
-        self._available.add(name)
-        self.away.pop(name, None)
-        decision = self.recall(name, now_s)
-        self._advance(decision, now_s)
-        return decision
+        return self._come_back(name, now_s)
 
     def absent(self, name: str, until_s: float, reason: str, now_s: float, *, working: bool) -> Decision:
         """A connected participant takes no tasks until a time, by its own word. What it has trained is summed."""
         if self._scoring():
             return super().absent(name, until_s, reason, now_s, working=working)
-        decision = Decision()
-        self._available.add(name)
-        self.away[name] = until_s
-        if not working and name in self.state.pace.tasks and self.state.finished is None:
-            self._end(decision, name, "away", reason, away_text(name, reason), again=True)
-            self._advance(decision, now_s)
-        return decision
+        return self._step_away(name, until_s, reason, now_s, working=working)
 
     def recall(self, name: str, now_s: float) -> Decision:
         """A participant is connected again: it is told what it missed, and asked once more for what it owes."""
@@ -217,13 +207,6 @@ class SecureBuffers(SecureRounds, Paced):
         task = self.state.pace.trained.get(name)
         return task is not None and self._name(name, task) == identifier
 
-    def _drop(self, decision: Decision, name: str, code: str, message: str, reason: str) -> None:
-        """End a participant's task, trained or not; it may get another one."""
-        pace = self.state.pace
-        task = pace.tasks.get(name) or pace.trained[name]
-        self._end(decision, name, "late", code, message, again=True)
-        decision.effects.append(CancelTask(participant=name, task_id=self._name(name, task), reason=reason))
-
     def _advance(self, decision: Decision, now_s: float) -> None:
         """Go as far as the facts allow: open a buffer, hand out tasks, propose a sum, score, or finish."""
         if self.state.finished is not None:
@@ -242,10 +225,7 @@ class SecureBuffers(SecureRounds, Paced):
         for name, task in sorted(self.state.pace.trained.items()):
             if name not in busy and self._staleness(task) > self.spec.max_staleness:
                 self._drop(decision, name, STALE, f"{self._staleness(task)} versions behind", STALE)
-        for name in self._idle(current):
-            last = self.state.pace.last.get(name)
-            attempt = last.attempt + 1 if last is not None and last.base_version == self.state.version else 1
-            self._give(decision, name, self.state.version, attempt, False, now_s)
+        self._hand_out(decision, current, now_s, evaluate=False)
         if self.attempt is None:
             self._try_again(decision, current, now_s)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import grpc
 
+from coordinator.services.wrapping import wrapped
 from wire import RefusedError, ResourceError, Role, abort, peer_identity
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -64,20 +65,9 @@ class PeerLimit(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generi
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Wrap the handler of one call."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:  # no such method: gRPC answers that itself
-            return None  # type: ignore[return-value]
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._answering(handler.unary_unary), **codec)
-        if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._answering(handler.stream_unary), **codec)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(handler.unary_stream), **codec)
-        return grpc.stream_stream_rpc_method_handler(self._streaming(handler.stream_stream), **codec)
+        handler = await continuation(handler_call_details)
+        found = wrapped(handler, self._answering, self._streaming, uploads=True)
+        return found  # type: ignore[return-value]  # None where there is no such method
 
     def _answering(self, inner: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         async def call(request: Any, context: _Context) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from coordinator.services.wrapping import wrapped
 from coordinator.store import Store
 from wire import FedloomError, RefusedError, abort
 
@@ -31,21 +32,9 @@ class NamedErrors(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gene
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Wrap the handler of one call."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:  # no such method: gRPC answers that itself
-            return None  # type: ignore[return-value]
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._answering(handler.unary_unary), **codec)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._streaming(handler.unary_stream), **codec)
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(handler.stream_stream), **codec)
-        passed: grpc.RpcMethodHandler[Any, Any] = handler
-        return passed
+        handler = await continuation(handler_call_details)
+        found = wrapped(handler, self._answering, self._streaming, uploads=False)
+        return found  # type: ignore[return-value]  # None where there is no such method
 
     def _answering(self, inner: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         async def call(request: Any, context: _Context) -> Any:
